@@ -1,0 +1,40 @@
+# `make` alone lists the targets. Everything runs in .venv, which `make setup` fills from settings.ini.
+PYTHON ?= python3
+PRESET ?= smoke
+DEVICE ?= auto
+WORKERS ?= 2
+BIN := .venv/bin
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test paper lab export readme clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo "  Variables: PRESET=smoke|cpu|paper DEVICE=auto|cpu|cuda (paper), WORKERS=2 (test), PYTHON=python3 (setup)"
+
+setup:  ## make or reuse .venv (Python 3.11 or newer)
+	@$(PYTHON) tools/setup_env.py
+
+test: export OMP_NUM_THREADS := 1
+test: setup  ## every check: house rules, every notebook, every test; ends with counts and the names of skips
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+paper: setup  ## regenerate tables, figures and audio with one preset; redoes only what changed
+	$(BIN)/python -m snakemake -s paper_figures/Snakefile --cores 1 --config preset=$(PRESET) device=$(DEVICE)
+
+lab: setup  ## open JupyterLab on the index notebook
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+export: setup  ## after editing notebooks: clean them, export lmac_piq/, rewrite README.md
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_clean --fname paper_figures
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/readme.py
+
+readme: setup  ## rewrite README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
+clean:  ## remove .venv and caches; runs/ and data/ stay
+	rm -rf .venv .pytest_cache .hypothesis .snakemake *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

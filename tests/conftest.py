@@ -1,0 +1,36 @@
+"""What the tests share: the finder of real data, the order of the run, and the notebooks' times at its end."""
+import os
+from collections.abc import Callable
+from pathlib import Path
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: one thread per worker
+os.environ.setdefault("MPLBACKEND", "agg")
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    "`real_data('esc50')` is that set's folder. LMAC_PIQ_DATA unset: the test skips; set, but the folder missing: it fails."
+    def folder(name: str) -> Path:
+        root = os.environ.get("LMAC_PIQ_DATA")
+        if not root: pytest.skip(f"LMAC_PIQ_DATA is not set, so {name} is not at hand")
+        path = Path(root)/name
+        if not path.is_dir(): pytest.fail(f"LMAC_PIQ_DATA={root} is set, but {path} is not a folder")
+        return path
+    return folder
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "The notebooks, which are the long tests, go first and one by one; any other file stays on one worker, so that its fixtures are made once"
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    for item in items:
+        if item.path.name != "test_notebooks.py": item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    "One line per notebook: seconds on the clock and seconds of one processor"
+    rows = [dict(report.user_properties) for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")]
+    rows = [row for row in rows if "notebook" in row]
+    if not rows: return
+    terminalreporter.section("time of every notebook")
+    for row in sorted(rows, key=lambda row: -row["seconds"]):
+        terminalreporter.line(f"{row['seconds']:6.1f} s  {row['cpu']:6.1f} s CPU  {row['notebook']}")
+    terminalreporter.line(f"{sum(row['seconds'] for row in rows):6.1f} s  {sum(row['cpu'] for row in rows):6.1f} s CPU  together")
