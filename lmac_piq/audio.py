@@ -7,7 +7,7 @@ __all__ = ['AudioError', 'resample', 'fit_length', 'load_wave', 'save_wave', 'rm
            'mix_unit_norm', 'shared_gain']
 
 # %% ../nbs/10_audio.ipynb #dcf9bb97
-import io, os, struct
+import os, struct
 from functools import lru_cache
 from math import gcd, isfinite
 from pathlib import Path
@@ -79,24 +79,23 @@ def _truncation(
 ) -> str|None: # the reason, or None for a complete file
     "How a decoded file falls short of what its container declares."
     slack = 1152 if format == "MP3" else 0   # without a length header an MP3's length is an estimate, good to one frame
-    if got + slack < declared < 2**40: return f"truncated: its header declares {declared} samples, {got} arrive"
+    if got + slack < declared: return f"truncated: its header declares {declared} samples, {got} arrive"
     if data[:4] in (b"RIFF", b"FORM") and (n := _missing_chunk_bytes(data)): return f"truncated: {n} bytes of the samples its header declares are missing"
     if data[:4] == b"OggS" and not _ogg_is_complete(data): return "truncated: the OGG stream stops before its last page"
 
 # %% ../nbs/10_audio.ipynb #854818da
-def _decode(path:Path, data:bytes) -> tuple[np.ndarray, int]: # ([T, channels], sample rate)
-    "Decode a whole file held in memory, or raise `AudioError`."
+def _decode(path:Path) -> tuple[np.ndarray, int]: # ([T, channels], sample rate)
+    "Decode a whole file, or raise `AudioError`."
     declared = None
     try:
-        with sf.SoundFile(io.BytesIO(data)) as f:
-            declared, rate, fmt, blocks = f.frames, f.samplerate, f.format, []
-            while len(block := f.read(2**20, dtype="float32", always_2d=True)): blocks.append(block)
-            channels = f.channels
+        with sf.SoundFile(path) as f:
+            declared = f.frames
+            if declared >= 2**40: raise AudioError(path, "declares no length, as when written into a pipe: encode it again into a file")
+            x, rate, format = f.read(dtype="float32", always_2d=True), f.samplerate, f.format
     except (sf.SoundFileError, TypeError) as e:
-        if declared is None: raise AudioError(path, "undecodable: not a sound file that libsndfile can read (wav, flac, ogg, mp3, aiff, ...)") from e
+        if declared is None: raise AudioError(path, "undecodable: damaged at its beginning, or not a sound file (wav, flac, ogg, mp3, aiff, ...)") from e
         raise AudioError(path, f"truncated or damaged: its header declares {declared} samples, but decoding fails before the end") from e
-    x = np.concatenate(blocks) if blocks else np.zeros((0, channels), np.float32)
-    if reason := _truncation(data, declared, len(x), fmt): raise AudioError(path, reason)
+    if reason := _truncation(path.read_bytes(), declared, len(x), format): raise AudioError(path, reason)
     return x, rate
 
 # %% ../nbs/10_audio.ipynb #9a4e059e
@@ -109,10 +108,9 @@ def load_wave(
     path = Path(path)
     if path.is_dir(): raise AudioError(path, "is a directory, not a sound file")
     if not path.exists(): raise AudioError(path, "missing: there is no such file")
-    try: data = path.read_bytes()
-    except OSError as e: raise AudioError(path, f"unreadable: {e.strerror}") from e
-    if not data: raise AudioError(path, "empty: the file has 0 bytes")
-    x, rate = _decode(path, data)
+    if not os.access(path, os.R_OK): raise AudioError(path, "unreadable: no permission")
+    if not path.stat().st_size: raise AudioError(path, "empty: the file has 0 bytes")
+    x, rate = _decode(path)
     if not len(x): raise AudioError(path, "empty: the file has no samples")
     if not np.isfinite(x).all(): raise AudioError(path, f"non-finite: {(~np.isfinite(x)).any(1).sum()} of {len(x)} samples are NaN or infinite")
     if (seconds := len(x)/rate) < min_seconds: raise AudioError(path, f"too short: {seconds:.3f} s, at least {min_seconds} s are needed")
