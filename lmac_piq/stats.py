@@ -64,7 +64,7 @@ def bootstrap_ci(values: ArrayLike,              # one per item; NaN = undefined
     if len(sums) == 0: return Interval(np.nan, np.nan, np.nan)
     mean = float(sums.sum() / counts.sum())
     if len(sums) == 1: return Interval(mean, np.nan, np.nan)
-    if np.ptp(sums / counts) == 0: return Interval(mean, mean, mean)
+    if np.ptp(sums / counts) == 0: return Interval(mean, mean, mean) # all clusters alike
     draws = _draws(len(sums), n, seed)
     means = (draws @ sums) / (draws @ counts)
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
