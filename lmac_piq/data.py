@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np, pandas as pd, torch
@@ -92,8 +92,8 @@ def _request(url: str, start: int, timeout: float):
     except HTTPError as error:
         if error.code == 416 and start: return _request(url, 0, timeout)    # nothing lies beyond `start`: not our file
         raise DataError(f"{url}: the server answered {error.code} {error.reason}") from error
-    except URLError as error:
-        raise DataError(f"{url} cannot be reached ({error.reason}); fetch it elsewhere and set {DATA_ENV}") from error
+    except (OSError, HTTPException) as error:
+        raise DataError(f"{url} cannot be reached ({error}); fetch it elsewhere and set {DATA_ENV}") from error
 
 # %% ../nbs/12_data.ipynb #dbab9e51
 def _receive(url: str, part: Path, progress: bool, timeout: float) -> None:
@@ -105,14 +105,15 @@ def _receive(url: str, part: Path, progress: bool, timeout: float) -> None:
         length = response.headers.get("Content-Length")
         total = begin + int(length) if length else None
         bar = tqdm(total=total, initial=begin, unit="B", unit_scale=True, desc=part.stem, disable=not progress)
+        broken = None
         try:
             while chunk := response.read(1 << 16): bar.update(out.write(chunk))
         except (OSError, HTTPException) as error: broken = error
-        else: broken = None
         finally: bar.close()
     size = part.stat().st_size
     if broken or total not in (None, size):
-        raise DataError(f"{url}: the transfer stopped at {size} of {total or 'unknown'} bytes; call again to go on from there") from broken
+        reason = f" ({broken})" if broken else ""
+        raise DataError(f"{url}: the transfer stopped at {size} of {total or '?'} bytes{reason}; call again to go on from there") from broken
 
 # %% ../nbs/12_data.ipynb #8823fbc7
 def download(url: str,
@@ -125,10 +126,10 @@ def download(url: str,
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if path.exists() and sha256 in (None, sha256_file(path)): return path
+        if path.exists() and (sha256 is None or sha256_file(path) == sha256): return path
         part = path.with_name(path.name + ".part")
         _receive(url, part, progress, timeout)
-        if sha256 not in (None, found := sha256_file(part)):
+        if sha256 is not None and (found := sha256_file(part)) != sha256:
             part.unlink()
             raise DataError(f"{url}: SHA-256 is {found}, expected {sha256}; the file was deleted, download it again")
         os.replace(part, path)
@@ -286,7 +287,7 @@ class ESC50:
         self.table = esc50_table(self.root)
         self.files = esc50_files(self.root, self.table)
         self.classes: list[str] = self.table.drop_duplicates("target").sort_values("target").category.tolist()
-        self.targets = torch.tensor(self.table.target.to_numpy())        # [n] long
+        self.targets = torch.from_numpy(self.table.target.to_numpy(copy=True))        # [n] long
         content = hashlib.sha256(_csv_path(self.root).read_bytes())
         for file in self.files: content.update(f"{file.name} {file.stat().st_size}\n".encode())
         self.digest = content.hexdigest()
@@ -318,14 +319,14 @@ def wave(self: ESC50, item: int) -> Tensor:
 @patch
 def batch(self: ESC50, items: Sequence[int]) -> Batch:
     "Waves, labels and item numbers of several items"
-    index = torch.as_tensor(np.asarray(items))
+    index = torch.from_numpy(np.asarray(items).copy())
     return Batch(self[items], label=self.targets[index], item=index)
 
 @patch
 def fold_items(self: ESC50, *folds: int) -> np.ndarray:
     "Items of these folds, in table order; raises `ValueError` for a fold that does not exist"
     if not folds or not set(folds) <= {1, 2, 3, 4, 5}: raise ValueError(f"folds {folds}: name one or more of 1-5")
-    return self.table.index[self.table.fold.isin(folds)].to_numpy()
+    return self.table.index[self.table.fold.isin(folds)].to_numpy(copy=True)
 
 # %% ../nbs/12_data.ipynb #e7129732
 ESC50_CSV_SHA256 = "ca660da60191a97de289983a05821c9382d852a38a2ba8428980816b68cf6246"   # git blob a5e6b65627d6a8a9fe937a112836230bd54b380d
@@ -338,14 +339,16 @@ def download_esc50(cache: Path | None = None,   # default `cache_dir()`
     except DataError:
         if os.environ.get(DATA_ENV): raise
     folder = Path(cache or cache_dir()) / "esc50"
-    if folder.exists(): return folder
-    print(f"ESC-50. Licence: {PACKS['esc50'].licence}")
-    archive = download(url, folder.with_name("esc50.zip"), progress=progress)
-    print(f"SHA-256 of the archive (no official value is published): {sha256_file(archive)}")
-    unpack(archive, folder, check=lambda root: esc50_files(root, esc50_table(root)))
-    same = sha256_file(_csv_path(folder)) == ESC50_CSV_SHA256
-    print(f"contents verified against the csv, which is {'the official one' if same else 'NOT the official one'}")
-    archive.unlink()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):        # a second process waits, then finds the folder
+        if folder.exists(): return folder
+        print(f"ESC-50. Licence: {PACKS['esc50'].licence}")
+        archive = download(url, folder.with_name("esc50.zip"), progress=progress)
+        print(f"SHA-256 of the archive (no official value is published): {sha256_file(archive)}")
+        unpack(archive, folder, check=lambda root: esc50_files(root, esc50_table(root)))
+        official = sha256_file(_csv_path(folder)) == ESC50_CSV_SHA256
+        print(f"contents verified against the csv, which is {'' if official else 'NOT '}the official one")
+        archive.unlink()
     return folder
 
 # %% ../nbs/12_data.ipynb #526ec0ae
