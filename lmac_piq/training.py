@@ -180,11 +180,12 @@ def _fit_epoch(run: _Run, loss: Callable, batches: Iterator, validate: Callable 
     start = time.monotonic()
     terms = train_epoch(run.module, loss, batches, run.optimizer, run.schedule, run.config, device, run.average)
     scores = validate(run.result.eval()) if validate else {}
-    run.log.append(dict(epoch=len(run.log), seconds=round(time.monotonic() - start, 2), lr=run.optimizer.param_groups[0]["lr"], **terms, **scores))
+    run.log.append(dict(epoch=len(run.log), seconds=round(time.monotonic() - start, 2), lr=run.optimizer.param_groups[0]["lr"], **terms,
+                        **{f"valid_{k}": v for k, v in scores.items()}))
     monitored = scores.get(run.config.monitor, -sum(terms.values()))
     if run.config.schedule == "plateau" and len(run.log) >= run.config.hold: run.schedule.step(monitored)
 
 def _keep_best(run: _Run, folder: Path) -> None:
     "Save `best.safetensors` when the monitored value has risen."
-    score = run.log[-1][run.config.monitor] if run.config.monitor else float(len(run.log))
+    score = run.log[-1][f"valid_{run.config.monitor}"] if run.config.monitor else float(len(run.log))
     if score > run.best: run.best = score; save_weights(run.result, folder / "best.safetensors")
