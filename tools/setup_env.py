@@ -36,3 +36,4 @@ def main() -> None:
 if __name__ == "__main__":
     try: main()
     except subprocess.CalledProcessError as e: sys.exit(f"setup failed: {' '.join(map(str, e.cmd))} ended with {e.returncode}; what it said stands above")
+    except KeyboardInterrupt: sys.exit("setup interrupted; the next make starts it afresh")
