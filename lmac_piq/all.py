@@ -9,9 +9,11 @@ __all__ = []
 from .audio import *
 from .spectral import *
 from .training import *
+from .decoder import *
 from .stats import *
 from .data import *
 from .classifier import *
+from .explanation import *
 
 # %% ../nbs/90_all.ipynb #af4bf618
 __all__ = sorted(name for name in globals() if not name.startswith("_"))
