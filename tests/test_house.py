@@ -18,7 +18,7 @@ FLOORS = [  # a module imports only from floors below its own
     {"report"},
     {"all"},
 ]
-BESIDE: set[tuple[str, str]] = set()  # (importer, imported) on one floor: each pair is a decision
+BESIDE = {("decoder", "spectral")}  # (importer, imported) on one floor, each a decision: the light decoder draws on the mel grid
 FLOOR = {module: number for number, modules in enumerate(FLOORS, 1) for module in modules}
 MODULES = {path.stem: path for path in sorted((ROOT/"lmac_piq").glob("[!_]*.py"))}
 
@@ -70,7 +70,7 @@ def imported(path: Path) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom):
             base = ("lmac_piq." if node.level else "") + (node.module or "")
             names = [base] if base.rstrip(".") != "lmac_piq" else [f"lmac_piq.{name}" for name in names]
-        yield from (name.split(".")[1] for name in names if name.startswith("lmac_piq."))
+        yield from (part[1] for part in (name.split(".") for name in names) if part[0] == "lmac_piq" and part[1:] and part[1] in MODULES)
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_only_go_down(module: str):
@@ -87,26 +87,27 @@ def test_no_import_cycle():
 def test_all_brings_in_every_module():
     assert set(imported(MODULES["all"])) == MODULES.keys() - {"all"}, "nbs/90_all.ipynb imports every module of the package"
 
-def public_functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
-    "Functions of a module and methods of its public classes, with `__init__` and `__call__`; private ones and other special methods left out"
-    body = ast.parse(path.read_text(encoding="utf8")).body
-    owners = [("", body)] + [(f"{node.name}.", node.body) for node in body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
-    for owner, nodes in owners:
-        for node in nodes:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (node.name[0] != "_" or node.name in ("__init__", "__call__")):
-                yield owner + node.name, node
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+SPECIAL = ("__init__", "__call__", "forward")  # typed like the rest, and described by their class
 
-def untyped(function: ast.FunctionDef) -> list[str]:
+def public(path: Path) -> Iterator[tuple[str, Definition]]:
+    "A module's public classes and functions, and the public or special methods of those classes"
+    for node in ast.parse(path.read_text(encoding="utf8")).body:
+        if not isinstance(node, Definition) or node.name[0] == "_": continue
+        yield node.name, node
+        if isinstance(node, ast.ClassDef):
+            yield from ((f"{node.name}.{m.name}", m) for m in node.body if isinstance(m, Definition) and (m.name[0] != "_" or m.name in SPECIAL))
+
+def untyped(node: Definition) -> list[str]:
     "What a signature leaves without a type"
-    args = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-    missing = [arg.arg for arg in args if arg.annotation is None and arg.arg not in ("self", "cls")]
-    return missing + ["its result"] * (function.returns is None and function.name != "__init__")
+    if isinstance(node, ast.ClassDef): return []
+    args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    return [arg.arg for arg in args if arg.annotation is None and arg.arg not in ("self", "cls")] + ["its result"] * (node.returns is None and node.name != "__init__")
 
 @pytest.mark.parametrize("module", MODULES)
-def test_public_functions_are_typed_and_described(module: str):
-    found = dict(public_functions(MODULES[module]))
-    bare = [name for name, node in found.items() if not ast.get_docstring(node) and not name.endswith("__")]
-    loose = {name: untyped(node) for name, node in found.items() if untyped(node)}
+def test_what_is_public_is_typed_and_described(module: str):
+    bare = [name for name, node in public(MODULES[module]) if node.name not in SPECIAL and not ast.get_docstring(node)]
+    loose = {name: untyped(node) for name, node in public(MODULES[module]) if untyped(node)}
     assert not bare, f"{module}: no docstring on {bare}"
     assert not loose, f"{module}: no type on {loose}"
 
