@@ -168,10 +168,14 @@ class Scene:
 
 # %% ../nbs/13_scenes.ipynb #48bf3f3d
 @patch(as_prop=True)
-def noise(self:Scene) -> Tensor: return self.background + self.clutter
+def noise(self:Scene) -> Tensor: # [T]
+    "Background and clutter: what belongs to no event."
+    return self.background + self.clutter
 
 @patch(as_prop=True)
-def mixture(self:Scene) -> Tensor: return self.target + self.distractor + self.noise
+def mixture(self:Scene) -> Tensor: # [T]
+    "What is heard: the sum of the stems."
+    return self.target + self.distractor + self.noise
 
 @patch
 def stem(self:Scene, which:str="target") -> Tensor: # [T]
