@@ -196,7 +196,9 @@ class Comparison:
     domain: str = "log"             # where the mask multiplies
 
     @property
-    def predicted(self) -> int: return int(self.probs["original"].argmax())
+    def predicted(self) -> int:
+        "Index of the classifier's own answer on the original."
+        return int(self.probs["original"].argmax())
 
     @property
     def gain(self) -> float:
