@@ -18,10 +18,10 @@ setup:  ## make or reuse .venv (Python 3.11 or newer)
 
 test: export OMP_NUM_THREADS := 1
 test: setup  ## every check: house rules, every notebook, every test; ends with counts and the names of skips
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=8 --durations-min=5
 
 paper: setup  ## regenerate tables, figures and audio with one preset; redoes only what changed
-	$(BIN)/python -m snakemake -s paper_figures/Snakefile --cores 1 --config preset=$(PRESET) device=$(DEVICE)
+	$(BIN)/lmac-piq paper --preset $(PRESET) --device $(DEVICE)
 
 lab: setup  ## open JupyterLab on the index notebook
 	$(BIN)/jupyter lab nbs/index.ipynb

@@ -12,8 +12,15 @@ from .training import *
 from .decoder import *
 from .stats import *
 from .data import *
+from .scenes import *
 from .classifier import *
 from .explanation import *
+from .lmac import *
+from .baselines import *
+from .metrics import *
+from .listen import *
+from .experiment import *
+from .report import *
 
 # %% ../nbs/90_all.ipynb #af4bf618
 __all__ = sorted(name for name in globals() if not name.startswith("_"))
