@@ -6,24 +6,19 @@
 __all__ = ['Attribution', 'Explainer', 'keep', 'drop', 'frozen', 'resolve_target', 'Explanation', 'explain']
 
 # %% ../nbs/21_explanation.ipynb #8a6de75b
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .audio import save_wave, shared_gain
 from .classifier import Explainable, Output, Representation
 from .spectral import kept as _kept
-from .training import atomic
 
 # %% ../nbs/21_explanation.ipynb #4769fa6a
 @dataclass
@@ -92,7 +87,7 @@ def resolve_target(model: Explainable, explainer: Explainer, out: Output, target
     return target
 
 # %% ../nbs/21_explanation.ipynb #f199d7c4
-@dataclass
+@dataclass(repr=False)
 class Explanation:
     "A classifier's decision on a batch, one method's mask, and what can be derived from the two."
     model: Explainable
@@ -105,6 +100,7 @@ class Explanation:
     domain: str = "log"       # where the mask multiplies
 
     def __len__(self) -> int: return len(self.x)
+    def __repr__(self) -> str: return f"Explanation({self.explainer_name}, {len(self)} x {[self.classes[c] for c in self.target.tolist()][:4]})"
     @property
     def mask(self) -> Tensor: return self.attribution.mask
     @property
@@ -169,27 +165,3 @@ def __getitem__(self: Explanation, i: int) -> Explanation:
     item = replace(self, x=self.x[i:i + 1], rep=rep, out=Output(self.out.logits[i:i + 1], [cut(f) for f in self.out.features]), attribution=att, target=self.target[i:i + 1])
     if "_judged" in self.__dict__: item.__dict__["_judged"] = tuple(cut(p) for p in self._judged)
     return item
-
-@patch
-def facts(self: Explanation) -> dict[str, Any]:
-    "Names and numbers of a single explanation, ready for json."
-    i, names = int(self.target[0]), self.classes
-    top = lambda p: {names[int(k)]: round(float(p[0, k]), 4) for k in p[0].topk(min(3, len(names))).indices}
-    return dict(explainer=self.explainer_name, domain=self.domain, target=names[i], predicted=names[int(self.p[0].argmax())],
-                p=round(float(self.p[0, i]), 4), p_kept=round(float(self.p_kept[0, i]), 4), p_removed=round(float(self.p_removed[0, i]), 4),
-                top=top(self.p), top_kept=top(self.p_kept), top_removed=top(self.p_removed), mask_mean=round(float(self.mask.mean()), 4))
-
-# %% ../nbs/21_explanation.ipynb #7d5f6916
-@patch
-def save(self: Explanation, folder: str | Path) -> Path:
-    "Write original.wav, kept.wav, removed.wav (one gain), mask.safetensors and explanation.json; one numbered sub-folder per item of a batch."
-    folder = Path(folder)
-    if len(self) > 1: [self[i].save(folder / f"{i:03d}") for i in range(len(self))]; return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    rate = self.rep.meta["sample_rate"]
-    waves = dict(original=self.x[0].cpu(), kept=self.kept()[0].cpu(), removed=self.removed()[0].cpu())
-    gain = shared_gain(*waves.values())
-    for name, wave in waves.items(): save_wave(folder / f"{name}.wav", gain * wave, rate)
-    with atomic(folder / "mask.safetensors") as part: save_file({"mask": self.mask[0].cpu().contiguous()}, part)
-    with atomic(folder / "explanation.json") as part: part.write_text(json.dumps(dict(self.facts(), sample_rate=rate, gain=round(gain, 6)), indent=1))
-    return folder

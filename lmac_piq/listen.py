@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'wav_bytes', 'audio_player', 'energy_ratio', 'decibels', 'is_silent', 'percent', 'relative_db', 'two_inks',
            'spectrogram_picture', 'png_bytes', 'inline_png', 'Comparison', 'comparisons', 'remarks', 'summary',
-           'image_png', 'card', 'triplet', 'page', 'save_explanation']
+           'image_png', 'card', 'triplet', 'page']
 
 # %% ../nbs/70_listen.ipynb #5de08ad2
 import base64, html, io, json, math, os
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from . import __version__
@@ -387,11 +388,14 @@ def page(explanations: Explanation | Iterable[Explanation], # each may hold seve
     return Path(path)
 
 # %% ../nbs/70_listen.ipynb #464726d9
-def save_explanation(e: Explanation,       # one item
-                     dir: str | os.PathLike # folder; made if missing
-                    ) -> Path:              # the folder
-    "Write original, kept and removed (wav or png), the pictures, and `listen.json`."
-    c, folder = _one(e), Path(dir)
+@patch
+def save(self: Explanation,
+         folder: str | os.PathLike # made if missing
+        ) -> Path:                 # the folder
+    "Write original, kept and removed (wav or png), pictures, `mask.safetensors` and `explanation.json`; a batch gets a numbered sub-folder per item."
+    folder = Path(folder)
+    if len(self) > 1: [self[i].save(folder / f"{i:03d}") for i in range(len(self))]; return folder
+    c = _one(self)
     pictures = {}
     for part, signal in c.signals.items():
         if c.sample_rate is None: pictures[part] = image_png(signal)
@@ -400,7 +404,8 @@ def save_explanation(e: Explanation,       # one item
         pictures = {name: png_bytes(spectrogram_picture(c.values, m, c.sample_rate, c.hop)) for name, m in (("spectrogram", None), ("mask", c.mask))}
     for name, png in pictures.items():
         with atomic(folder / f"{name}.png") as part: part.write_bytes(png)
-    with atomic(folder / "listen.json") as part: part.write_text(json.dumps(summary(c), indent=1, allow_nan=False), encoding="utf8")
+    with atomic(folder / "mask.safetensors") as part: save_file({"mask": self.mask[0].cpu().contiguous()}, part)
+    with atomic(folder / "explanation.json") as part: part.write_text(json.dumps(summary(c), indent=1, allow_nan=False), encoding="utf8")
     return folder
 
 # %% ../nbs/70_listen.ipynb #827ed533

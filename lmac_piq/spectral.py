@@ -32,11 +32,11 @@ class Spectrogram(nn.Module):
         "Number of frames T' for a number of samples."
         return samples // self.hop + 1
 
-    def forward(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        "wave [B, T] -> log1p magnitude and phase in radians, both [B, F, T'], T' = T // hop + 1."
+    def forward(self, wave: Tensor, phase: bool = True) -> tuple[Tensor, Tensor | None]:
+        "wave [B, T] -> log1p magnitude and phase in radians (None if not wanted), both [B, F, T'], T' = T // hop + 1."
         spec = self.analysis(wave)
         magnitude = (spec.real.square() + spec.imag.square() + 1e-14).sqrt()
-        return magnitude.log1p(), spec.angle()
+        return magnitude.log1p(), spec.angle() if phase else None
 
 # %% ../nbs/11_spectral.ipynb #2556eb81
 from fastcore.basics import patch

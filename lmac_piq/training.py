@@ -36,6 +36,7 @@ class FitConfig:
     clip: float = 0.0             # largest gradient norm; 0 = no clipping
     ema: float = 0.0              # decay of the averaged weights that are validated and returned; 0 = no averaging
     bf16: bool = True             # autocast to bfloat16
+    every: int = 1                # validate every so many epochs, and after the last
     monitor: str = ""             # key of `validate`'s dict to maximise; "" = keep the last epoch
     seed: int = 0
 
@@ -179,7 +180,8 @@ def _fit_epoch(run: _Run, loss: Callable, batches: Iterator, validate: Callable 
     "Train, validate and log one epoch."
     start = time.monotonic()
     terms = train_epoch(run.module, loss, batches, run.optimizer, run.schedule, run.config, device, run.average)
-    scores = validate(run.result.eval()) if validate else {}
+    due = (len(run.log) + 1) % run.config.every == 0 or len(run.log) + 1 == run.config.epochs
+    scores = validate(run.result.eval()) if validate and due else {}
     run.log.append(dict(epoch=len(run.log), seconds=round(time.monotonic() - start, 2), lr=run.optimizer.param_groups[0]["lr"], **terms,
                         **{f"valid_{k}": v for k, v in scores.items()}))
     monitored = scores.get(run.config.monitor, -sum(terms.values()))
@@ -187,5 +189,5 @@ def _fit_epoch(run: _Run, loss: Callable, batches: Iterator, validate: Callable 
 
 def _keep_best(run: _Run, folder: Path) -> None:
     "Save `best.safetensors` when the monitored value has risen."
-    score = run.log[-1][f"valid_{run.config.monitor}"] if run.config.monitor else float(len(run.log))
+    score = run.log[-1].get(f"valid_{run.config.monitor}", float("-inf")) if run.config.monitor else float(len(run.log))
     if score > run.best: run.best = score; save_weights(run.result, folder / "best.safetensors")

@@ -7,7 +7,7 @@ from PIL import Image
 from lmac_piq.classifier import AudioClassifier, Explainable, Output, Representation
 from lmac_piq.explanation import Attribution, explain
 from lmac_piq.listen import (STYLE, audio_player, comparisons, energy_ratio, page, percent, png_bytes, relative_db, remarks,
-                             save_explanation, spectrogram_picture, summary, triplet, wav_bytes)
+                             spectrogram_picture, summary, triplet, wav_bytes)
 
 RATE, LSB = 16000, 2**-15
 NAMES = ["siren", "<script>alert('x')</script>", "washing_machine", 'quote " and & amp', "dog"]
@@ -169,15 +169,15 @@ def test_images_are_shown_as_images(tmp_path):
     e = explain(Eye(), Drawn((image[:, 0] > 0.5).float()), image)
     text = triplet(e)
     assert text.count("<img") == 3 and "<audio" not in text and "of the area" in text
-    save_explanation(e, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept.png", "listen.json", "original.png", "removed.png"]
+    e.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["explanation.json", "kept.png", "mask.safetensors", "original.png", "removed.png"]
     assert np.abs(np.asarray(Image.open(tmp_path/"original.png")) / 255 - image[0].permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
 
 # ---- files
 
 def test_saved_files_are_what_was_played(item, shown, tmp_path):
-    save_explanation(item, tmp_path/"deep"/"folder")
-    record = json.loads((tmp_path/"deep"/"folder"/"listen.json").read_text(encoding="utf8"))
+    item.save(tmp_path/"deep"/"folder")
+    record = json.loads((tmp_path/"deep"/"folder"/"explanation.json").read_text(encoding="utf8"))
     c = comparisons(item)[0]
     assert record["gain"] == pytest.approx(c.gain) and record["target"] == "dog" and record["seconds"] == 0.5 and record["sample_rate"] == RATE
     assert set(record["probabilities"]["kept"]) == set(NAMES)

@@ -1,0 +1,75 @@
+"The whole graph of paper notebooks, end to end, on the `tiny` preset; and the refusals of the command."
+import json, os, subprocess, sys, time
+from pathlib import Path
+
+import pandas as pd
+import papermill
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(*args: str, runs: Path) -> subprocess.CompletedProcess:
+    "The lmac-piq command with its runs in a folder of the test's."
+    return subprocess.run([str(Path(sys.executable).parent / "lmac-piq"), *args], cwd=ROOT, env=os.environ | {"LMAC_PIQ_RUNS": str(runs)}, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    done = command("paper", "--preset", "tiny", "--device", "cpu", runs=folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def test_every_artefact_is_there(runs):
+    report = runs / "tiny" / "report"
+    for name in ("table_in_domain.csv", "table_in_domain.html", "figure_area.png", "figure_qualitative.png", "audio/index.html", "table_scenes.csv", "table_two_events.csv", "index.html"):
+        assert (report / name).stat().st_size > 0, name
+    rows = pd.read_parquet(runs / "tiny" / "scenes" / "evaluate" / "per_item.parquet")
+    assert set(rows.protocol) == {"published", "corrected"} and set(rows.form) == {"soft", "topk", "same_values"} and rows.item.nunique() == 10
+    manifest = json.loads((runs / "tiny" / "scenes" / "evaluate" / "manifest.json").read_text())
+    assert manifest["classifier"] == json.loads((runs / "tiny" / "scenes" / "lmac-0" / "config.json").read_text())["classifier"]
+
+
+def test_a_second_run_does_nothing_and_a_deleted_figure_is_redone_alone(runs):
+    tables = {p: p.stat().st_mtime_ns for p in (runs / "tiny").rglob("*.csv")}
+    start = time.monotonic()
+    again = command("paper", "--preset", "tiny", "--device", "cpu", runs=runs)
+    assert again.returncode == 0 and "started" not in again.stdout and time.monotonic() - start < 60
+    (runs / "tiny" / "report" / "figure_area.png").unlink()
+    redo = command("paper", "--preset", "tiny", "--device", "cpu", runs=runs)
+    started = [line for line in redo.stdout.splitlines() if "started" in line]
+    assert redo.returncode == 0 and sorted(started) == ["[figure_area] started", "[index] started"]
+    assert {p: p.stat().st_mtime_ns for p in tables} == tables
+
+
+def test_explain_a_file_from_the_command_line(runs, tmp_path):
+    import soundfile, torch
+    wave = torch.randn(12345, generator=torch.Generator().manual_seed(0)).numpy() * 0.1
+    soundfile.write(tmp_path / "x.wav", wave, 16000)
+    done = command("explain", str(tmp_path / "x.wav"), "--preset", "tiny", "--target", "siren", "--out", str(tmp_path / "out"), runs=runs)
+    assert done.returncode == 0, done.stderr
+    assert {"original.wav", "kept.wav", "removed.wav", "mask.png", "explanation.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert soundfile.info(tmp_path / "out" / "kept.wav").frames == 12345
+    assert json.loads((tmp_path / "out" / "explanation.json").read_text())["target"] == "siren"
+
+
+@pytest.mark.parametrize("args, word", [(["paper", "--preset", "laptop"], "laptop"), (["paper", "--preset", "smoke", "--device", "cuda:9"], "cuda:9"),
+                                        (["explain", "nowhere.wav", "--preset", "smoke"], "no finished L-MAC")])
+def test_refused_in_one_sentence(args, word, tmp_path):
+    done = command(*args, runs=tmp_path)
+    assert done.returncode == 2 and word in done.stderr and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_class_and_a_damaged_file_are_refused(runs, tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"RIFF....")
+    for args, word in ((["explain", str(tmp_path / "bad.wav")], "bad.wav"), (["explain", str(tmp_path / "none.wav")], "none.wav")):
+        done = command(*args, "--preset", "tiny", "--out", str(tmp_path / "out"), runs=runs)
+        assert done.returncode == 2 and word in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_papermill_refuses_an_unknown_parameter(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter presett"):
+        papermill.execute_notebook(ROOT / "paper_figures" / "evaluate.ipynb", tmp_path / "out.ipynb", parameters=dict(presett="cpu"), kernel_name="python3", progress_bar=False)
