@@ -23,6 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from .explanation import Explanation
 from .listen import _draw_spectrogram, relative_db, two_inks
@@ -174,23 +176,35 @@ def _list(words: Iterable[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 def _classifier(frame: pd.DataFrame) -> list[str]:
-    "How often the classifier is right, per data set, split and condition."
+    "How often the classifier is right per data set, split and condition (and per protocol where that makes a difference)."
     rows = frame[frame["metric"] == "correct"]
     keys = [c for c in ("dataset", "split", "condition") if c in rows]
     if rows.empty or not keys: return []
-    right = rows.drop_duplicates([*keys, "item"]).groupby(keys, sort=False)["value"].mean()
-    return ["The classifier is right on " + _list(f"{100 * v:.1f} % ({_words(*(k if isinstance(k, tuple) else (k,)))})" for k, v in right.items()) + "."]
+    right = rows.drop_duplicates(["protocol", *keys, "item"]).groupby([*keys, "protocol"], sort=False)["value"].mean()
+    if right.groupby(keys).nunique().max() == 1: right = right.groupby(keys, sort=False).first()
+    named = {_words(*(k if isinstance(k, tuple) else (k,))): v for k, v in right.items()}
+    return ["Accuracy of the classifier: " + _list(f"{100 * v:.1f} % ({k})" for k, v in named.items()) + "."]
 
+def _counts(frame: pd.DataFrame) -> list[str]:
+    "Data, items, seeds and runs of a table."
+    keys, parts = [c for c in ("dataset", "split") if c in frame], []
+    items = frame.groupby(keys, sort=False)["item"].nunique() if keys else {(): frame["item"].nunique()}
+    parts.append(_list(f"{_words(*(k if isinstance(k, tuple) else (k,)))}: {n} items".removeprefix(": ") for k, n in items.items()))
+    seeds = frame.groupby("method", sort=False)["seed"].nunique() if "seed" in frame else pd.Series(dtype=int)
+    counts = {n: _list(seeds.index[seeds == n]) for n in sorted(seeds.unique(), reverse=True)}
+    parts.append("seeds: " + (_list(f"{n} of {names}" for n, names in counts.items()) if len(counts) > 1 else f"{max(counts, default=1)} of each method"))
+    for column in ("preset", "run_id"):
+        names = frame[column].unique() if column in frame else []
+        if len(names): parts.append(f"{column.removesuffix('_id')} {_list(names)}" if len(names) < 4 else f"{len(names)} runs")
+    return ["; ".join(parts) + "."]
+
+# %% ../nbs/81_report.ipynb #12cb304c
 def caption(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str = "item", **kw) -> list[str]:
     "Sentences that say what a table was computed from, and how the reference fares against the loudest bins."
-    several = frame.groupby("method", sort=False)["seed"].nunique() if "seed" in frame else pd.Series(dtype=int)
-    seeds = _list(f"{n} of {m}" for m, n in several.items() if n > 1)
-    facts = [f"{_list(_words(v) for v in frame[c].unique())}" for c in ("dataset", "split", "condition") if c in frame]
-    run = [f"{name} {_list(frame[c].unique())}" for c, name in (("preset", "preset"), ("run_id", "run")) if c in frame]
-    text = [f"{'; '.join([*facts, *run])}; {frame['item'].nunique()} items; seeds: {seeds or 'one each'}."]
-    text += _classifier(frame)
-    text += [f"Mean over items with its {100 * kw.get('level', 0.95):g} % bootstrap interval, drawn by {'clip' if cluster == 'item' else cluster}; seeds are averaged within the item."]
-    text += [f"Bold: better than every other method of its group by the paired interval; {_list(BOUNDS)} are bounds and do not take part."]
+    text = _counts(frame) + _classifier(frame)
+    text.append(f"Mean over items with its {100 * kw.get('level', 0.95):g} % bootstrap interval, drawn by {'clip' if cluster == 'item' else cluster}; "
+                "seeds are averaged within the item.")
+    text.append(f"Bold: better than every other method of its group by the paired interval. {_list(BOUNDS).capitalize()} are bounds of the scale and do not take part.")
     if {reference, "loudest bins"} <= set(frame["method"]):
         text += verdicts(difference_table(frame[frame["method"].isin([reference, "loudest bins"])], reference, cluster, **kw))
     return text
@@ -213,11 +227,12 @@ def difference_table(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str
     return table
 
 def tally(differences: pd.DataFrame, level: float = 0.95) -> str:
-    "How many comparisons are decided, in whose favour, and how many would be by chance."
-    n, won = len(differences), int((differences["favours"] == differences["reference"]).sum())
-    lost = int((differences["favours"] != "").sum()) - won
-    return (f"Of {n} comparisons {_list(differences['reference'].unique())} wins {won} and loses {lost}; {n - won - lost} are not decided. "
-            f"The intervals are not adjusted for their number: without any true difference about {(1 - level) * n:.1f} would be decided.")
+    "How many comparisons are decided, in whose favour, and how many would be by chance; the bounds are not counted."
+    d = differences[~differences["method"].isin(BOUNDS)]
+    n, won = len(d), int((d["favours"] == d["reference"]).sum())
+    lost = int((d["favours"] != "").sum()) - won
+    return (f"Of {n} comparisons, those with {_list(BOUNDS)} not counted, {_list(differences['reference'].unique())} wins {won} and loses {lost}; "
+            f"{n - won - lost} are not decided. The intervals are not adjusted for their number: without any true difference about {(1 - level) * n:.1f} would be decided.")
 
 # %% ../nbs/81_report.ipynb #a3254020
 def _number(value: float, metric: str, sign: bool = False) -> str:
@@ -240,9 +255,15 @@ def _sentence(r: Mapping, context: list[str]) -> str:
     where = f"{_words(*(r[c] for c in context))}: " if context else ""
     return f"{where}{words} on {CARD[r['metric']].label} ({_words(r['form'])}): {number}"
 
-def wins(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str = "item", **kw) -> list[str]: # tidy table, or what `difference_table` returned
-    "A sentence per paired comparison: what the reference wins, what it loses, what is not decided, and the tally."
+# %% ../nbs/81_report.ipynb #bf189941
+def wins(frame: pd.DataFrame,                # tidy table, or what `difference_table` returned
+         reference: str = "L-MAC",
+         cluster: str = "item",
+         without: Sequence[str] = BOUNDS,    # methods left out
+         **kw) -> list[str]:
+    "A sentence per paired comparison: what the reference wins, then what it loses, then what is not decided, and the tally."
     d = frame if "favours" in frame else difference_table(frame, reference, cluster, **kw)
+    d = d[~d["method"].isin(without)]
     rank = np.where(d["favours"] == "", 2, np.where(d["favours"] == d["reference"], 0, 1))
     return [_sentence(d.iloc[i].to_dict(), _context(d)) for i in np.argsort(rank, kind="stable")] + [tally(d, kw.get("level", 0.95))]
 
@@ -262,7 +283,7 @@ def verdicts(differences: pd.DataFrame, against: str = "loudest bins") -> list[s
 # %% ../nbs/81_report.ipynb #aa579f64
 _CSS = """
 .lmac-report { font: 13px/1.35 system-ui, sans-serif; --line: color-mix(in srgb, currentColor 22%, transparent); overflow-x: auto; max-width: 100%; }
-.lmac-report table { border-collapse: collapse; margin: 4px 0 14px; font-variant-numeric: tabular-nums; border: 0; }
+.lmac-report table { font: inherit; color: inherit; border-collapse: collapse; margin: 4px 0 14px; font-variant-numeric: tabular-nums; border: 0; }
 .lmac-report :is(th, td) { padding: 3px 9px; text-align: right; white-space: nowrap; vertical-align: top; border: 0; background: none; font-weight: 400; }
 .lmac-report :is(th, td):first-child { text-align: left; padding-left: 2px; }
 .lmac-report thead th { border-bottom: 2px solid var(--line); font-weight: 600; vertical-align: bottom; }
@@ -272,6 +293,7 @@ _CSS = """
 .lmac-report .up { background: rgb(0 114 178 / 0.2); } .lmac-report .down { background: rgb(230 159 0 / 0.26); } .lmac-report .null { opacity: 0.85; font-style: italic; }
 """
 
+# %% ../nbs/81_report.ipynb #3cca65e9
 def _head(metric: str) -> str:
     "Column header: label, direction, unit; the meaning on hovering."
     m = METRICS[metric]
@@ -280,18 +302,23 @@ def _head(metric: str) -> str:
 
 def _cell(r: Mapping, metric: str) -> str:
     "Mean, interval and count of undefined items of the main table."
-    if not np.isfinite(r[metric]): return "<td>–</td>"
-    mean, low, high = (_number(r[f"{metric}{end}"], metric) for end in ("", " low", " high"))
-    undefined = f"<small>{int(r[f'{metric} undefined'])} undefined</small>" if r[f"{metric} undefined"] else ""
+    if np.isnan(r[f"{metric} undefined"]): return _EMPTY
+    mean = f"<b>{_number(r[metric], metric)}</b>" if r[f"{metric} best"] else _number(r[metric], metric)
     spread = f' title="standard deviation over {int(r["seeds"])} seeds: {_number(r[f"{metric} seed sd"], metric)}"' if r["seeds"] > 1 else ""
-    return f"<td{spread}>{f'<b>{mean}</b>' if r[f'{metric} best'] else mean}<small>[{low}, {high}]</small>{undefined}</td>"
+    return f"<td{spread}>{mean}{_small(r[f'{metric} low'], r[f'{metric} high'], r[f'{metric} undefined'], metric)}</td>"
 
-# %% ../nbs/81_report.ipynb #3cca65e9
+_EMPTY = "<td></td>"   # a metric that is not shown for this form
+
+def _small(low: float, high: float, undefined: float, metric: str) -> str:
+    "Interval and count of undefined items, below a number."
+    interval = f"<small>[{_number(low, metric)}, {_number(high, metric)}]</small>" if np.isfinite(low) else ""
+    return interval + (f"<small>{int(undefined)} undefined</small>" if undefined else "")
+
+# %% ../nbs/81_report.ipynb #dfd19e58
 def _difference_cell(r: Mapping, metric: str) -> str:
     "Difference, interval and mark of one comparison."
     mark, kind = {"": ("", ""), r["reference"]: ("▲ ", "up")}.get(r["favours"], ("▼ ", "down"))
-    undefined = f"<small>{int(r['undefined'])} undefined</small>" if r["undefined"] else ""
-    return f'<td class="{kind}">{mark}{_number(r["difference"], metric, True)}<small>[{_number(r["low"], metric)}, {_number(r["high"], metric)}]</small>{undefined}</td>'
+    return f'<td class="{kind}">{mark}{_number(r["difference"], metric, True)}{_small(r["low"], r["high"], r["undefined"], metric)}</td>'
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:
     "A table of either kind as HTML cells: block, method, note, one column per metric."
@@ -302,14 +329,14 @@ def _cells(table: pd.DataFrame) -> pd.DataFrame:
         cells = {m: [_cell(r, m) for r in table.to_dict("records")] for m in metrics}
         return table[keys].assign(_group=notes[0], _note=notes[1], **cells)
     cells = table[keys].assign(metric=table["metric"], cell=[_difference_cell(r, r["metric"]) for r in table.to_dict("records")])
-    wide = cells.groupby([*keys, "metric"], sort=False)["cell"].first().unstack("metric", sort=False, fill_value="<td>–</td>")
+    wide = cells.groupby([*keys, "metric"], sort=False)["cell"].first().unstack("metric", sort=False, fill_value=_EMPTY)
     pairs = table.groupby(keys, sort=False)["n"].max().reindex(wide.index)
     return wide[[m for m in CARD if m in wide]].assign(_group="", _note=[f"{n} pairs" for n in pairs]).reset_index()
 
-# %% ../nbs/81_report.ipynb #dfd19e58
+# %% ../nbs/81_report.ipynb #93da491c
 def _section(cells: pd.DataFrame) -> str:
     "The HTML table of one protocol and data set: a group per split, condition and form."
-    metrics = [m for m in CARD if m in cells and (cells[m] != "<td>–</td>").any()]
+    metrics = [m for m in CARD if m in cells and (cells[m] != _EMPTY).any()]
     inner = [c for c in ("split", "condition", "form") if c in cells]
     body = []
     for cell, part in cells.groupby(inner, sort=False):
@@ -371,7 +398,7 @@ def _rows_of_dots(ax: Axes, part: pd.DataFrame, methods: Sequence[str], value: s
         y = methods.index(r["method"]) + 0.22 * (k - (len(forms) - 1) / 2)
         ax.plot([r["low"], r["high"]], [y, y], color=c, lw=1.6, solid_capstyle="butt", zorder=3)
         ax.plot(r[value], y, _FORM_MARKS.get(r["form"], "o"), color=c, ms=5, mfc=c if r.get("clear", True) else "white", mew=1.3, zorder=4)
-    ax.set_yticks(range(len(methods)), methods); ax.set_ylim(len(methods) - 0.4, -0.6); _bare(ax)
+    ax.set_yticks(range(len(methods)), methods); ax.set_ylim(len(methods) - 0.4, -0.6); ax.xaxis.set_major_locator(MaxNLocator(4)); _bare(ax)
 
 # %% ../nbs/81_report.ipynb #7fd48a5f
 def _grid(figure: Figure | SubFigure, n: int, columns: int) -> np.ndarray:
@@ -380,49 +407,51 @@ def _grid(figure: Figure | SubFigure, n: int, columns: int) -> np.ndarray:
     for ax in axes[n:]: ax.set_visible(False)
     return axes[:n]
 
-def _form_legend(figure: Figure, forms: Sequence[str], hollow: bool) -> None:
-    "One legend for the figure: a mark per form."
-    marks = [Line2D([], [], color="#444444", marker=_FORM_MARKS.get(f, "o"), ls="", ms=5, label=_words(f)) for f in forms]
-    if hollow: marks.append(Line2D([], [], color="#444444", marker="o", mfc="white", ls="", ms=5, label="hollow: not decided"))
-    if len(marks) > 1: figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, fontsize=8)
+def _legend(figure: Figure, forms: Sequence[str], *more: Line2D | Patch) -> None:
+    "One legend for the figure: a mark per form, and what else needs a word."
+    marks = [Line2D([], [], color="#444444", marker=_FORM_MARKS.get(f, "o"), ls="", ms=5, label=_words(f)) for f in forms] if len(forms) > 1 else []
+    if marks or more: figure.legend(handles=[*marks, *more], loc="outside lower center", ncols=5, frameon=False, fontsize=8)
 
 def _panels(table: pd.DataFrame, methods: int, columns: int) -> tuple[Figure, list]:
-    "A figure with one sub-figure per group (protocol, data set, split, condition), as [(sub-figure, name, rows)]."
+    "A figure with one sub-figure per group (protocol, data set, split, condition), as [(its axes, metrics, rows)]."
     keys = [c for c in _blocks(table) if c != "form"]
     groups = list(table.groupby(keys, sort=False)) if keys else [((), table)]
     heights = [(0.24 * methods + 0.75) * -(-p["metric"].nunique() // columns) + 0.3 for _, p in groups]
     figure = Figure(figsize=(2.3 * min(columns, max(p["metric"].nunique() for _, p in groups)) + 1.2, sum(heights) + 0.4), dpi=80, layout="constrained")
     subs = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-    return figure, [(s, _words(*cell), part) for s, (cell, part) in zip(subs, groups)]
+    for sub, (cell, _) in zip(subs, groups): sub.suptitle(_words(*cell), fontsize=9, x=0.01, ha="left", fontweight="bold")
+    metrics = [[m for m in CARD if m in set(part["metric"])] for _, part in groups]
+    return figure, [(_grid(sub, len(names), columns), names, part) for sub, names, (_, part) in zip(subs, metrics, groups)]
 
 # %% ../nbs/81_report.ipynb #7d1f61d3
 def forest_figure(differences: pd.DataFrame,          # of `difference_table`
                   without: Sequence[str] = BOUNDS,    # methods left out
                   columns: int = 4) -> Figure:
-    "Paired differences with their intervals, a panel per metric and a group of panels per protocol, data, split and condition."
+    "Paired differences with their intervals: a panel per metric, a group of panels per protocol, data, split and condition."
     d = differences[~differences["method"].isin(without)]
     if d.empty: raise ValueError("there is no comparison to draw: the table is empty, or `without` names all of its methods")
     d = d.assign(clear=d["favours"] != "")
     methods, forms = list(d["method"].unique()), [f for f in FORMS if f in set(d["form"])]
-    figure, panels = _panels(d, len(methods), columns)
-    for sub, name, part in panels:
-        sub.suptitle(name, fontsize=9, x=0.01, ha="left", fontweight="bold")
-        metrics = [m for m in CARD if m in set(part["metric"])]
-        for ax, metric in zip(_grid(sub, len(metrics), columns), metrics):
+    most = d.groupby([c for c in _blocks(d) if c != "form"])["metric"].nunique().max()
+    figure, panels = _panels(d, len(methods), -(-most // -(-most // columns)))
+    for axes, metrics, part in panels:
+        for ax, metric in zip(axes, metrics):
             _rows_of_dots(ax, part[part["metric"] == metric], methods, "difference", forms)
             _mark_better(ax, METRICS[metric].better)
             ax.set_xlabel(f"Δ {_unit(metric)}", fontsize=8)
-    figure.axes[0].set_title(f"shaded: {d['reference'].iloc[0]} better", fontsize=8, loc="left", color="#444444")
-    _form_legend(figure, forms, not d["clear"].all())
+    reference = d["reference"].iloc[0]
+    _legend(figure, forms, Line2D([], [], color="#444444", marker="o", mfc="white", ls="", ms=5, label="hollow: not decided"),
+            Patch(color=LOOKS["L-MAC"].colour, alpha=0.15, lw=0, label=f"{reference} better"))
     return figure
 
+# %% ../nbs/81_report.ipynb #b3638908
 def _mark_better(ax: Axes, better: int) -> None:
     "Zero line, and a shade on the side where the reference is better; zero is always in sight."
     low, high = min(ax.get_xlim()[0], 0), max(ax.get_xlim()[1], 0)
     pad = 0.06 * (high - low)
     ax.set_xlim(low - pad, high + pad)
     ax.axvline(0, color="#444444", lw=0.8, zorder=2)
-    ax.axvspan(*((0, high + pad) if better > 0 else (low - pad, 0)), color="#0072B2", alpha=0.08, lw=0, zorder=0)
+    ax.axvspan(*((0, high + pad) if better > 0 else (low - pad, 0)), color=LOOKS["L-MAC"].colour, alpha=0.08, lw=0, zorder=0)
 
 # %% ../nbs/81_report.ipynb #323ac284
 def curve_figure(curve: pd.DataFrame,       # method, seed, item, area (share), metric, value; block columns where several are to be drawn
@@ -432,6 +461,7 @@ def curve_figure(curve: pd.DataFrame,       # method, seed, item, area (share), 
     "FF and p_kept against the area of the mask, with bootstrap bands by clip."
     keys = [c for c in _blocks(curve) if c != "form"]
     rows = summarise(curve[~curve["method"].isin(without)].drop(columns="form", errors="ignore"), [*keys, "area", "metric", "method"], cluster, **kw)
+    rows = _ordered(rows, "L-MAC")
     groups, metrics = (list(rows.groupby(keys, sort=False)) if keys else [((), rows)]), [m for m in ("FF", "p_kept") if m in set(rows["metric"])]
     if not metrics: raise ValueError(f"a curve shows FF and p_kept, the table has {sorted(curve['metric'].unique())}")
     figure = Figure(figsize=(3.6 * len(metrics) + 0.2, 2.6 * len(groups) + 0.5), dpi=80, layout="constrained")
@@ -439,12 +469,13 @@ def curve_figure(curve: pd.DataFrame,       # method, seed, item, area (share), 
     for line, (cell, part) in zip(axes, groups):
         for ax, metric in zip(line, metrics):
             for method, r in part[part["metric"] == metric].groupby("method", sort=False): _band(ax, method, r.sort_values("area"))
-            ax.set_title(_words(*cell), fontsize=8); ax.set_ylabel(_unit(metric), fontsize=8)
+            ax.set_title(_words(*cell), fontsize=8); ax.set_ylabel(_unit(metric), fontsize=8); ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
             ax.set_xscale("log"); _percent_axis(ax, sorted(rows["area"].unique()), ax in axes[-1]); _bare(ax)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False, fontsize=8)
     return figure
 
+# %% ../nbs/81_report.ipynb #ce12a76f
 def _band(ax: Axes, method: str, rows: pd.DataFrame) -> None:
     "Mean line and interval band of one method over the area in percent."
     colour, marker, dash = look(method)
@@ -465,14 +496,12 @@ def localisation_figure(frame: pd.DataFrame, reference: str = "L-MAC", cluster: 
     long = _ordered(summarise(rows, [*_blocks(rows), "metric", "method"], cluster, **kw), reference)
     methods, forms = list(dict.fromkeys(_ordered(long, reference)["method"])), [f for f in FORMS if f in set(long["form"])]
     figure, panels = _panels(long, len(methods), 3)
-    for sub, name, part in panels:
-        sub.suptitle(name, fontsize=9, x=0.01, ha="left", fontweight="bold")
-        metrics = [m for m in CARD if m in set(part["metric"])]
-        for ax, metric in zip(_grid(sub, len(metrics), 3), metrics):
+    for axes, metrics, part in panels:
+        for ax, metric in zip(axes, metrics):
             _rows_of_dots(ax, part[part["metric"] == metric], methods, "mean", forms)
             ax.set_xlabel(_unit(metric), fontsize=8); ax.grid(axis="x", lw=0.4, color="#dddddd", zorder=0)
             if METRICS[metric].unit == "": ax.set_xlim(left=0)
-    _form_legend(figure, forms, False)
+    _legend(figure, forms)
     return figure
 
 # %% ../nbs/81_report.ipynb #09af6b0d
@@ -485,6 +514,7 @@ def _clip_rows(explanations: Mapping[str, Explanation], items: Sequence[int] | N
             raise ValueError(f"{name} explains other clips or classes than {next(iter(explanations))}: explain the same batch and target with each")
     return list(range(len(first))) if items is None else list(items)
 
+# %% ../nbs/81_report.ipynb #f467784f
 def panel_figure(explanations: Mapping[str, Explanation], # method -> Explanation of the same clips
                  items: Sequence[int] | None = None,      # which clips; default all
                  titles: Sequence[str] | None = None      # a name per clip; default the explained class
@@ -530,7 +560,7 @@ def loss_figure(logs: Mapping[str, pd.DataFrame], # name of the run -> log of `t
         for k, (name, log) in enumerate(logs.items()):
             if term in log: ax.plot((seen := log[["epoch", term]].dropna())["epoch"] + 1, seen[term], color=_RUNS[k % len(_RUNS)], lw=1.3,
                                     ls=("-", "--", ":")[k // len(_RUNS) % 3], marker="." if len(seen) < 2 else None)
-        ax.set_title(term.removeprefix("valid_").replace("_", " ") + " (validation)" * term.startswith("valid_"), fontsize=8); ax.set_xlabel("epoch", fontsize=8); _bare(ax)
+        ax.set_title(term.removeprefix("valid_").replace("_", " ") + " (validation)" * term.startswith("valid_"), fontsize=8); ax.set_xlabel("epoch", fontsize=8); ax.xaxis.set_major_locator(MaxNLocator(5, integer=True)); _bare(ax)
     for ax in axes[len(terms):]: ax.set_visible(False)
     lines = [Line2D([], [], color=_RUNS[k % len(_RUNS)], ls=("-", "--", ":")[k // len(_RUNS) % 3], label=n) for k, n in enumerate(logs)]
     if len(lines) > 1: figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 5), frameon=False, fontsize=8)

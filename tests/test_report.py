@@ -1,0 +1,227 @@
+"""A report says what its table holds: means, paired intervals, directions, counts, the same bytes each time."""
+import re, xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+import numpy as np, pandas as pd, pytest, torch
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_hex
+
+from lmac_piq.classifier import AudioClassifier
+from lmac_piq.explanation import Attribution, explain
+from lmac_piq.metrics import METRICS
+from lmac_piq.report import (BOUNDS, CARD, caption, curve_figure, difference_table, forest_figure, index_page, localisation_figure, look, loss_figure,
+                             main_table, metric_card, panel_figure, reported, save_figure, save_table, show, table_html, tally, verdicts, wins)
+from lmac_piq.stats import paired_difference
+
+N = 40
+
+def rows(method: str, metric: str, values: np.ndarray, **cell) -> pd.DataFrame:
+    "Tidy rows of one method and metric; any column of the schema can be given"
+    columns = dict(run_id="r", preset="p", protocol="corrected", dataset="scenes", condition="clean", split="test", form="soft", seed=0, item=np.arange(len(values))) | cell
+    return pd.DataFrame(dict(columns, method=method, metric=metric, value=values))
+
+def table(**shift: float) -> pd.DataFrame:
+    "AI and AD of methods that differ from a common base by a constant and a little noise"
+    rng = np.random.default_rng(0)
+    base = rng.uniform(20, 80, N)
+    return pd.concat([rows(m.replace("_", " "), metric, base + s + rng.normal(size=N)) for m, s in shift.items() for metric in ("AI", "AD")], ignore_index=True)
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame: return table(ours=5, saliency=0, loudest_bins=5, all_ones=30)
+
+# ---- the tables
+
+def test_means_are_those_of_the_items(frame):
+    made = main_table(frame, "ours").set_index("method")
+    assert list(made.index) == ["ours", "saliency", "loudest bins", "all ones"]  # the reference first, the nulls last
+    for metric in ("AI", "AD"):
+        expected = frame[frame["metric"] == metric].groupby("method")["value"].mean()
+        assert np.allclose(made[metric], expected[made.index]) and (made[f"{metric} low"] < made[metric]).all() and (made[metric] < made[f"{metric} high"]).all()
+    assert (made["items"] == N).all() and (made["seeds"] == 1).all() and (made["AI undefined"] == 0).all()
+
+def test_differences_are_paired_and_from_the_reference(frame):
+    d = difference_table(frame, "ours").set_index(["metric", "method"])
+    wide = frame.pivot_table(index="item", columns=["metric", "method"], values="value")
+    for (metric, method), r in d.iterrows():
+        expected = paired_difference(wide[metric]["ours"], wide[metric][method])
+        assert np.allclose([r["difference"], r["low"], r["high"]], [expected[k] for k in ("mean", "low", "high")]) and r["n"] == N
+
+def test_what_is_better_depends_on_the_metric(frame):
+    favours = difference_table(frame, "ours").set_index(["metric", "method"])["favours"]
+    assert favours["AI", "saliency"] == "ours" and favours["AD", "saliency"] == "saliency"  # 5 higher: good for AI, bad for AD
+    assert favours["AI", "loudest bins"] == "" == favours["AD", "loudest bins"]
+
+def test_best_needs_a_lead_over_everyone_but_the_bounds(frame):
+    made = main_table(frame, "ours").set_index("method")
+    assert not made["AI best"].any()          # ours and the loudest bins are level; all ones lead, but are a bound
+    assert list(made.index[made["AD best"]]) == ["saliency"]
+    alone = main_table(frame[frame["method"] != "loudest bins"], "ours").set_index("method")
+    assert list(alone.index[alone["AI best"]]) == ["ours"]
+
+def test_order_of_the_rows_does_not_matter(frame):
+    shuffled = frame.sample(frac=1, random_state=0)
+    for make in (main_table, difference_table): pd.testing.assert_frame_equal(make(frame, "ours"), make(shuffled, "ours"))
+
+def test_undefined_is_counted_and_shown():
+    frame = table(ours=5, saliency=0, all_zeros=0)
+    frame.loc[(frame["method"] == "saliency") & (frame["metric"] == "AD") & (frame["item"] < 3), "value"] = np.nan
+    frame.loc[(frame["method"] == "all zeros") & (frame["metric"] == "AI"), "value"] = np.nan
+    made, d = main_table(frame, "ours").set_index("method"), difference_table(frame, "ours").set_index(["metric", "method"])
+    assert made.loc["saliency", "AD undefined"] == 3 == d.loc[("AD", "saliency"), "undefined"] and made.loc["saliency", "items"] == N
+    assert np.isnan(made.loc["all zeros", "AI"]) and made.loc["all zeros", "AI undefined"] == N and d.loc[("AI", "all zeros"), "favours"] == ""
+    for text in (table_html(made.reset_index()), table_html(d.reset_index())): assert "3 undefined" in text and f"{N} undefined" in text and "nan" not in text
+
+def test_seeds_are_averaged_within_the_item():
+    base = np.random.default_rng(0).uniform(20, 60, N)
+    frame = pd.concat([rows("ours", "AI", base + 10 * s, seed=s) for s in (0, 1, 2)] + [rows("other", "AI", base)])
+    made, d = main_table(frame, "ours").set_index("method"), difference_table(frame, "ours").iloc[0]
+    assert made.loc["ours", "seeds"] == 3 and made.loc["ours", "AI seed sd"] == pytest.approx(10) and np.isnan(made.loc["other", "AI seed sd"])
+    assert d["difference"] == pytest.approx(10) and d["n"] == N and "3 of ours and 1 of other" in caption(frame, "ours")[0]
+
+def test_each_protocol_and_form_has_its_metrics():
+    values = np.linspace(0, 1, N)
+    frame = pd.concat([rows(m, metric, values, protocol=p, form=f) for m in ("ours", "other") for metric in ("AD", "AD_published", "SPS", "p_c", "AI")
+                       for p, f in (("published", "soft"), ("corrected", "soft"), ("corrected", "topk"))])
+    shown = {(p, f): set(part["metric"]) for (p, f), part in reported(frame).groupby(["protocol", "form"])}
+    assert shown == {("published", "soft"): {"AD_published", "SPS", "AI"}, ("corrected", "soft"): {"AD", "SPS", "AI"}, ("corrected", "topk"): {"AD", "AI"}}
+    sections = table_html(main_table(frame, "ours")).split("<h4>")[1:]
+    assert len(sections) == 2 and "AD (published)" in sections[0] and "AD (published)" not in sections[1].split("</table>")[0]
+
+@pytest.mark.parametrize("items", [0, 1])
+def test_a_table_of_one_clip_decides_nothing(items):
+    frame = pd.concat([rows("ours", "AI", np.array([50.0])), rows("loudest bins", "AI", np.array([20.0]))])
+    if not items:
+        with pytest.raises(ValueError, match="card"): main_table(frame[:0], "ours")
+    else:
+        d, made = difference_table(frame, "ours"), main_table(frame, "ours")
+        assert list(d["favours"]) == [""] and not made["AI best"].any() and "not decided on AI" in verdicts(d)[0] and "nan" not in table_html(d) + table_html(made)
+
+@pytest.mark.parametrize("change, reason", [(lambda f: f.drop(columns="protocol"), "no column"), (lambda f: pd.concat([f, f.assign(preset="q")]), "mixes presets"),
+                                            (lambda f: f.assign(metric="made up"), "card"), (lambda f: pd.concat([f, f]), "several values")])
+def test_a_table_that_cannot_be_reported_is_refused(frame, change, reason):
+    with pytest.raises(ValueError, match=reason): main_table(change(frame), "ours")
+
+def test_an_absent_reference_is_named(frame):
+    with pytest.raises(ValueError, match="nobody"): difference_table(frame, "nobody")
+
+def test_the_card_knows_every_metric_it_shows():
+    card = metric_card()
+    assert set(card.index) == set(CARD) <= set(METRICS) and set(card["better"]) == {"higher", "lower", "neither"}
+    with pytest.raises(ValueError, match="corrected"): metric_card("mine")
+
+# ---- the sentences
+
+def test_sentences_speak_for_the_winner(frame):
+    said = wins(frame, "ours")
+    assert re.fullmatch(r"ours beats saliency on AI \(soft\): \+(\d\.\d) \[\d\.\d, \d\.\d\] %", said[0])
+    assert re.fullmatch(r"saliency beats ours on AD \(soft\): −\d\.\d \[−\d\.\d, −\d\.\d\] %", said[1])
+    assert [s.split(" between")[0] for s in said[2:4]] == ["not decided"] * 2
+    assert len(said) == 5 and not any("all ones beats" in s for s in said) and said[-1] == tally(difference_table(frame, "ours"))
+    assert "Of 4 comparisons" in said[-1] and "wins 1 and loses 1; 2 are not decided" in said[-1] and "about 0.2" in said[-1]
+
+def test_sentences_name_what_varies_and_nothing_else(frame):
+    both = pd.concat([frame, frame.assign(condition="noise 0 dB")])
+    assert all(s.startswith(("clean: ", "noise 0 dB: ")) for s in wins(both, "ours")[:-1]) and not any("scenes" in s for s in wins(both, "ours"))
+    assert verdicts(difference_table(frame, "ours")) == ["ours against loudest bins is not decided on AI and AD."]
+
+def test_caption_follows_the_frame(frame):
+    right = rows("ours", "correct", (np.arange(N) < 30).astype(float))
+    text = " ".join(caption(pd.concat([frame, right]), "ours"))
+    assert f"{N} items" in text and "75.0 % (scenes, test, clean)" in text and "preset p" in text and "1 of each method" in text
+    text = " ".join(caption(pd.concat([frame, right]).query("item < 10"), "ours"))
+    assert "10 items" in text and "100.0 %" in text
+
+# ---- the pages
+
+class Balanced(HTMLParser):
+    "Fails on a tag that is closed out of order"
+    def __init__(self): super().__init__(); self.open = []
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "link", "img"): self.open.append(tag)
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+
+def test_saved_tables_are_whole_escaped_and_the_same_each_time(tmp_path, frame):
+    frame = frame.assign(method=frame["method"].replace("saliency", "<script>alert('x')</script>"))
+    for name, make in (("main", main_table), ("differences", difference_table)):
+        made = make(frame, "ours")
+        path = save_table(made, tmp_path, name)
+        text, csv = path.read_text(), path.with_suffix(".csv").read_bytes()
+        check = Balanced(); check.feed(text); assert check.open == []
+        assert "<script" not in text and "&lt;script" in text and not re.search(r"https?:|//", text) and show(made).data in text
+        again = save_table(make(frame, "ours"), tmp_path, name)
+        assert again.read_text() == text and again.with_suffix(".csv").read_bytes() == csv
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["differences.csv", "differences.html", "main.csv", "main.html"]
+    assert np.allclose(pd.read_csv(tmp_path/"main.csv")["AI"], main_table(frame, "ours")["AI"], rtol=1e-5)
+
+def test_index_links_to_what_is_there(tmp_path, frame):
+    save_table(main_table(frame, "ours"), tmp_path/"tables", "main")
+    save_figure(forest_figure(difference_table(frame, "ours")), tmp_path/"figures", "forest")
+    (tmp_path/"siren").mkdir(); (tmp_path/"siren/index.html").write_text("x")
+    text = index_page(tmp_path, "A & B", [("tables/main.html", "<b>"), (tmp_path/"figures/forest.png", ""), ("siren/index.html", "sounds")]).read_text()
+    links = re.findall(r'(?:href|src)="([^"]+)"', text)
+    assert {"tables/main.csv", "figures/forest.svg", "siren/index.html"} < set(links) and all((tmp_path/l).is_file() for l in links if l != "data:,")
+    assert "A &amp; B" in text and "&lt;b&gt;" in text and str(tmp_path) not in text and ">siren<" in text
+    with pytest.raises(FileNotFoundError, match="none"): index_page(tmp_path, "x", [("none.png", "")])
+    with pytest.raises(ValueError, match="outside"): index_page(tmp_path/"tables", "x", [("../figures/forest.png", "")])
+
+# ---- the figures
+
+def test_saved_figures_are_the_same_each_time_and_carry_no_date(tmp_path, frame):
+    first, second = (save_figure(forest_figure(difference_table(frame, "ours")), tmp_path/k, "forest", dpi=50) for k in "ab")
+    for kind in (".png", ".svg"): assert first.with_suffix(kind).read_bytes() == second.with_suffix(kind).read_bytes()
+    svg = first.with_suffix(".svg").read_text()
+    ET.fromstring(svg)
+    assert "dc:date" not in svg and "AI" in svg and b"Software" not in first.read_bytes() and plt.get_fignums() == []
+
+def test_forest_draws_every_interval_in_its_colour(frame):
+    d = difference_table(frame, "ours")
+    figure = forest_figure(d)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["Δ AI (%)", "Δ AD (%)"] and len(figure.legends) == 1
+    for ax, metric in zip(figure.axes, ("AI", "AD")):
+        part = d[(d["metric"] == metric) & ~d["method"].isin(BOUNDS)]
+        ends = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_ydata()[0] == line.get_ydata()[1]]
+        assert np.allclose([l.get_xdata() for l in ends], part[["low", "high"]]) and [to_hex(l.get_color()).upper() for l in ends] == [look(m).colour for m in part["method"]]
+        assert ax.get_xlim()[0] < min(0, part["low"].min()) and ax.get_xlim()[1] > max(0, part["high"].max())
+
+def test_curve_has_a_line_and_a_band_per_method():
+    base = np.linspace(0, 0.5, N)
+    curve = pd.concat([rows(m, metric, base + a * s, area=a, condition=c) for m, s in (("L-MAC", 0.5), ("random bins", 0.1)) for metric in ("FF", "p_kept")
+                       for a in (0.5, 0.01, 0.1) for c in ("clean", "noise 0 dB")])
+    figure = curve_figure(curve)
+    assert len(figure.axes) == 4 and all(ax.get_xscale() == "log" and len(ax.collections) == 2 for ax in figure.axes)
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[1, 10, 50]] * 2 and len(figure.legends[0].texts) == 2
+    assert np.allclose(figure.axes[0].lines[0].get_ydata(), base.mean() + 0.5 * np.array([0.01, 0.1, 0.5]))
+    assert len(curve_figure(curve.query("metric == 'FF' and condition == 'clean'")).axes) == 1
+    with pytest.raises(ValueError, match="FF and p_kept"): curve_figure(curve.query("metric == 'FF'").assign(metric="AI"))
+
+def test_localisation_shows_what_scenes_allow():
+    values = np.linspace(0.2, 0.8, N)
+    frame = pd.concat([rows(m, metric, values, form=f) for m in ("L-MAC", "random bins", "all zeros") for metric in ("ap", "iou") for f in ("soft", "topk")])
+    figure = localisation_figure(frame)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["AP", "IoU"] and [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["L-MAC", "random bins"]
+    with pytest.raises(ValueError, match="scenes"): localisation_figure(table(ours=1))
+
+class Half:
+    "Keeps the low half of the spectrum"
+    name, class_conditional, fixed_frames = "half", True, None
+    def attribute(self, model, rep, out, target): return Attribution((torch.arange(rep.values.shape[1]) < 256).float()[None, :, None].expand_as(rep.values))
+
+def test_panels_show_the_same_clips():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AudioClassifier(["dog", "sea_waves"], width=0.05).eval()
+    x = 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
+    e = explain(model, Half(), x, target="sea_waves")
+    figure = panel_figure({"A": e, "B": e}, items=[1])
+    titles = [ax.get_title() for ax in figure.axes[:3]]
+    assert len(figure.axes) == 3 + 2 and titles[0] == f"sea waves, p {e.p[1, 1]:.2f}" and titles[2] == f"B\nkept {e.p_kept[1, 1]:.2f}, removed {e.p_removed[1, 1]:.2f}"
+    with pytest.raises(ValueError, match="B explains other"): panel_figure({"A": e, "B": explain(model, Half(), x, target="dog")})
+    with pytest.raises(ValueError, match="no explanation"): panel_figure({})
+
+def test_training_curves_skip_epochs_without_a_value():
+    log = pd.DataFrame(dict(epoch=[0, 1, 2], seconds=1.0, lr=1e-3, loss=[3.0, 2, 1], valid_AI=[np.nan, 10, np.nan]))
+    figure = loss_figure({"a": log, "b": log.drop(columns="valid_AI")})
+    assert [ax.get_title() for ax in figure.axes] == ["loss", "AI (validation)"] and list(figure.axes[1].lines[0].get_xdata()) == [2] and len(figure.axes[0].lines) == 2
+    with pytest.raises(ValueError, match="no term"): loss_figure({"a": log[["epoch", "lr"]]})
+
+def test_a_method_looks_the_same_everywhere():
+    assert look("L-MAC") != look("saliency") and look("something new") == look("something new")
