@@ -225,3 +225,18 @@ def test_training_curves_skip_epochs_without_a_value():
 
 def test_a_method_looks_the_same_everywhere():
     assert look("L-MAC") != look("saliency") and look("something new") == look("something new")
+
+def test_two_events_of_a_scene_are_one_clip(tmp_path):
+    "The smallest block (protocol and form), another reference, and items that share a clip"
+    rng = np.random.default_rng(0)
+    scene = np.repeat(rng.normal(0, 0.1, 20), 2)  # what the two events of a scene share in their difference
+    events = dict(clip=np.arange(N) // 2, target=0)
+    frame = pd.concat([rows(m, "iou", v, **events) for m, v in (("asked for this event", 0.6 + scene), ("asked for the other event", np.full(N, 0.2)))])
+    frame = frame.drop(columns=["condition", "split", "run_id"])
+    by_item, by_clip = (difference_table(frame, "asked for this event", cluster=c).iloc[0] for c in ("item", "clip"))
+    assert by_clip["difference"] == by_item["difference"] and by_clip["high"] - by_clip["low"] > 1.2 * (by_item["high"] - by_item["low"])
+    made = main_table(frame, "asked for this event", cluster="clip")
+    text = save_table(made, tmp_path, "two").read_text()
+    assert list(made["iou"]) == sorted(made["iou"], reverse=True) and f"soft masks · {N} items" in text and "drawn by clip" in text
+    assert look("asked for this event").colour != look("asked for the other event").colour
+    assert len(forest_figure(difference_table(frame, "asked for this event", cluster="clip")).axes) == 1
