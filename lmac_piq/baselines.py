@@ -32,8 +32,11 @@ class Null:
 
 class _Ranked(Null):
     "Keeps the k best-ranked bins, k = round(sum of the reference's mask)."
-    def rank(self, rep: Representation) -> Tensor: raise NotImplementedError
+    def rank(self, rep: Representation) -> Tensor:
+        "Scores of the bins [B, F, T']."
+        raise NotImplementedError
     def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
+        "The mask of each item."
         scores, k = self.rank(rep), self.borrowed(model, rep, out, target).flatten(1).sum(1).round().long()
         return Attribution(topk_mask(scores, k, self._generator(rep)), scores=scores)
     def _generator(self, rep: Representation) -> torch.Generator: return torch.Generator().manual_seed(self.seed)
@@ -48,19 +51,23 @@ class RandomBins(_Ranked):
     "Bins at random."
     name = "random bins"
     def rank(self, rep: Representation) -> Tensor:
+        "A draw per clip."
         draw = lambda v: torch.rand(v.shape, generator=torch.Generator().manual_seed(clip_seed(v, self.seed)))
         return torch.stack([draw(v) for v in rep.values]).to(rep.values.device)
 
 class LoudestBins(_Ranked):
     "The loudest bins."
     name = "loudest bins"
-    def rank(self, rep: Representation) -> Tensor: return rep.values
+    def rank(self, rep: Representation) -> Tensor:
+        "Their log magnitude."
+        return rep.values
 
 # %% ../nbs/50_baselines.ipynb #63070021
 class Constant(Null):
     "Every bin at the mean of the reference's mask: the volume turned down."
     name = "constant"
     def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
+        "The mask of each item."
         level = self.borrowed(model, rep, out, target).flatten(1).mean(1)
         return Attribution(level[:, None, None].expand_as(rep.values).clone())
 
@@ -68,12 +75,14 @@ class Everything(Null):
     "All ones: keeps the whole input."
     name = "all ones"
     def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
+        "The mask of each item."
         return Attribution(torch.ones_like(rep.values))
 
 class Nothing(Null):
     "All zeros: keeps nothing."
     name = "all zeros"
     def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
+        "The mask of each item."
         return Attribution(torch.zeros_like(rep.values))
 
 def nulls(reference: Explainer, seed: int = 0) -> list[Null]:
@@ -90,6 +99,7 @@ class Saliency:
     "Captum's Saliency on the log1p STFT, as a max-normalised soft mask."
     name, class_conditional, fixed_frames = "saliency", True, None
     def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
+        "The mask of each item."
         with frozen(model), torch.enable_grad():
             scores = _CaptumSaliency(lambda v: model.classify(v).logits.float()).attribute(rep.values.detach().clone().requires_grad_(), target, abs=True)
         scores = scores.detach()

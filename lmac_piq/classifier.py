@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Representation', 'Output', 'Explainable', 'ConvBlock', 'CNN14', 'AudioClassifier', 'Augment', 'warp', 'augment',
-           'classification_loss', 'accuracy', 'read_pretrained', 'load_weights', 'speechbrain_cnn14']
+           'classification_loss', 'accuracy', 'recalibrate', 'read_pretrained', 'load_weights', 'speechbrain_cnn14']
 
 # %% ../nbs/20_classifier.ipynb #68e53cc2
 import hashlib, json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +46,15 @@ class Explainable(nn.Module):
     "Anything that can be explained. Subclasses define `represent`, `classify` and `render`."
     classes: list[str]        # names by class index
     baseline: str = "zero"    # what removed parts are replaced by: "zero", "mean" or "blur"
-    def represent(self, x: Tensor, lengths: Tensor | None = None, phase: bool = True) -> Representation: raise NotImplementedError
-    def classify(self, values: Tensor) -> Output: raise NotImplementedError
-    def render(self, rep: Representation, values: Tensor | None = None) -> Tensor: raise NotImplementedError
+    def represent(self, x: Tensor, lengths: Tensor | None = None, phase: bool = True) -> Representation:
+        "Inputs -> what masks are drawn on."
+        raise NotImplementedError
+    def classify(self, values: Tensor) -> Output:
+        "What masks are drawn on -> logits and feature maps; differentiable."
+        raise NotImplementedError
+    def render(self, rep: Representation, values: Tensor | None = None) -> Tensor:
+        "Back to inputs, as long as they were."
+        raise NotImplementedError
     def forward(self, x: Tensor) -> Tensor: return self.classify(self.represent(x, phase=False).values).logits
 
     def class_index(self, name: str | int) -> int:
@@ -150,6 +156,7 @@ def warp(mel: Tensor, stretch: float, shift: float) -> Tensor:
     grid = F.affine_grid(theta, (len(mel), 1, *mel.shape[1:]), align_corners=False)
     return F.grid_sample(mel[:, None].float(), grid, align_corners=False)[:, 0]
 
+# %% ../nbs/20_classifier.ipynb #8c1d3a69
 @torch.no_grad()
 def augment(mel: Tensor, label: Tensor, n_classes: int, how: Augment) -> tuple[Tensor, Tensor]:
     "log-mel [B, M, T'] and labels [B] -> augmented log-mel and soft labels [B, C]."
@@ -164,7 +171,7 @@ def augment(mel: Tensor, label: Tensor, n_classes: int, how: Augment) -> tuple[T
     return mel, soft
 
 # %% ../nbs/20_classifier.ipynb #71c0c2ab
-def classification_loss(model: AudioClassifier, batch, how: Augment | None = None) -> dict[str, Tensor]:
+def classification_loss(model: AudioClassifier, batch: Any, how: Augment | None = None) -> dict[str, Tensor]:
     "Cross-entropy of a batch with waves `x` and class indices `label`; augmented when `how` is given."
     mel = model.mel(model.represent(batch.x, phase=False).values)
     target = batch.label
@@ -172,7 +179,7 @@ def classification_loss(model: AudioClassifier, batch, how: Augment | None = Non
     return {"cross_entropy": F.cross_entropy(model.network(mel).logits.float(), target)}
 
 @torch.inference_mode()
-def accuracy(model: Explainable, batches, bf16: bool = False) -> dict[str, float]:
+def accuracy(model: Explainable, batches: Iterable, bf16: bool = False) -> dict[str, float]:
     "Accuracy, cross-entropy and mean winning probability `p_c` over batches with `x` and `label`."
     device = next(model.parameters()).device
     logits, labels = [], []
@@ -182,6 +189,18 @@ def accuracy(model: Explainable, batches, bf16: bool = False) -> dict[str, float
     logits, labels = torch.cat(logits), torch.cat(labels)
     return dict(accuracy=float((logits.argmax(1) == labels).float().mean()), cross_entropy=float(F.cross_entropy(logits, labels)),
                 p_c=float(logits.softmax(1).amax(1).mean()))
+
+# %% ../nbs/20_classifier.ipynb #301e951f
+@torch.no_grad()
+def recalibrate(model: AudioClassifier, batches: Iterable) -> None:
+    "Take BatchNorm's running statistics anew over batches of plain clips `x`, dropout active as in training."
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    momenta = [m.momentum for m in norms]
+    for m in norms: m.reset_running_stats(); m.momentum = None          # None: the plain mean over all batches
+    model.train()
+    for b in batches: model(b.x.to(next(model.parameters()).device))
+    for m, momentum in zip(norms, momenta): m.momentum = momentum
+    model.eval()
 
 # %% ../nbs/20_classifier.ipynb #d44c0f30
 @patch

@@ -23,6 +23,7 @@ def _add(a: Tensor, b: Tensor) -> Tensor:
     f, t = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
     return a[:, :, :f, :t] + b[:, :, :f, :t]
 
+# %% ../nbs/30_mask_decoder.ipynb #d678930d
 class PublishedDecoder(nn.Module):
     "The decoder of the L-MAC paper; `channels` are those of blocks 3 to 6."
     def __init__(self, channels: list[int] = (256, 512, 1024, 2048), dim: int = 2048):

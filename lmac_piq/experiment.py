@@ -15,7 +15,6 @@ import argparse, json, os, platform, subprocess, sys, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch import Tensor
 import lmac_piq
 import lmac_piq.listen  # gives explanations their players and `save`
 from .audio import load_wave, mix_at_snr, mix_unit_norm
-from .classifier import AudioClassifier, Augment, accuracy, classification_loss, load_weights
+from .classifier import AudioClassifier, Augment, accuracy, classification_loss, load_weights, recalibrate
 from .data import Batch, DataError, ESC50, NoiseFile, batches, crop, noise_pack, split_files, synthetic_noise
 from .decoder import LightDecoder, PublishedDecoder
 from .baselines import LoudestBins, Saliency, nulls
@@ -61,8 +60,9 @@ class Plan:
     batch_size: int = 16               # of L-MAC, as published
     seeds: tuple[int, ...] = (0, 1)    # of L-MAC; each has a row per item
 
+# %% ../nbs/80_experiment.ipynb #33adaf4d
 _one = FitConfig(epochs=1, lr=3e-3)
-_light = dict(lmac=FitConfig(epochs=10, lr=2e-3, schedule="onecycle", clip=5.0), decoder_width=48)
+_light = dict(lmac=FitConfig(epochs=8, lr=2e-3, schedule="onecycle", clip=5.0, every=4), decoder_width=48)
 PRESETS: dict[str, dict[str, Plan]] = {
     "tiny": {"scenes": Plan(train_items=48, test_items=10, width=0.0625, decoder_width=8, seeds=(0,), classifier=_one, lmac=_one)},
     "smoke": {"scenes": Plan(test_items=100)},
@@ -194,6 +194,8 @@ def train_classifier(plan: Plan, folder: str | Path, device: str = "auto", budge
                   len(sets.train) // plan.classifier_batch, check(sets.valid), folder / "fit", dev, budget, progress)
         if not log.attrs["finished"]: facts["unfinished"] = True; return log
         load_weights(model, load_best(folder / "fit"), folder)
+        facts["valid_before_recalibration"] = check(sets.valid)(model)
+        with seeded(plan.classifier.seed) as g: recalibrate(model, (sets.train[i] for i in batches(len(sets.train), 100, g)))
         facts["valid"], facts["test"] = check(sets.valid)(model), check(sets.test)(model)
         model.cpu().save_pretrained(folder)
     return log
@@ -262,7 +264,9 @@ class Condition:
     split: str                # "valid" or "test"
     noisy: bool               # background noise at 0 dB by the published law
     @property
-    def name(self) -> str: return "noise 0 dB" if self.noisy else "clean"
+    def name(self) -> str:
+        "What the condition is called in tables."
+        return "noise 0 dB" if self.noisy else "clean"
 
 CONDITIONS = (Condition("published", "valid", True), Condition("corrected", "test", False))
 
@@ -412,7 +416,7 @@ def paper(preset: str = "smoke", device: str = "auto", only: Sequence[str] = ())
                "params", "--rerun-incomplete", "--quiet", "rules", "host", "reason", "--config", f"preset={preset}", f"device={device}"]
     print(f"preset {preset} on {device_name(pick_device(device))}; artefacts in {run_folder(preset)}", flush=True)
     start = time.monotonic()
-    code = subprocess.run([*command, *(["--", *only] if only else [])], stdin=subprocess.DEVNULL).returncode
+    code = subprocess.run([*command, *(["--", *(str(Path(p).resolve()) for p in only)] if only else [])], stdin=subprocess.DEVNULL).returncode
     if code == 0: print(f"done in {time.monotonic() - start:.0f} s\n" + made(preset))
     return code
 

@@ -9,7 +9,6 @@ __all__ = ['Attribution', 'Explainer', 'keep', 'drop', 'frozen', 'resolve_target
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -30,7 +29,9 @@ class Attribution:
     extras: dict = field(default_factory=dict)
 
     @property
-    def ranking(self) -> Tensor: return self.mask if self.scores is None else self.scores
+    def ranking(self) -> Tensor:
+        "What orders the bins: the scores where there are any, else the mask."
+        return self.mask if self.scores is None else self.scores
 
 @runtime_checkable
 class Explainer(Protocol):
@@ -38,7 +39,9 @@ class Explainer(Protocol):
     name: str
     class_conditional: bool       # can it explain a class other than the predicted one?
     fixed_frames: int | None      # the only number of frames it works on, None = any
-    def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution: ...
+    def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
+        "The method's mask for the classes [B]; `out` is the classifier's answer to `rep.values`."
+        ...
 
 # %% ../nbs/21_explanation.ipynb #5bd78317
 def _baseline(model: Explainable, values: Tensor) -> Tensor:
@@ -98,33 +101,54 @@ class Explanation:
     target: Tensor            # [B] explained class
     explainer_name: str = "?"
     domain: str = "log"       # where the mask multiplies
+    _judged: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
 
     def __len__(self) -> int: return len(self.x)
     def __repr__(self) -> str: return f"Explanation({self.explainer_name}, {len(self)} x {[self.classes[c] for c in self.target.tolist()][:4]})"
     @property
-    def mask(self) -> Tensor: return self.attribution.mask
+    def mask(self) -> Tensor:
+        "[B, F, T'] in [0, 1]; 1 = kept."
+        return self.attribution.mask
     @property
-    def classes(self) -> list[str]: return self.model.classes
-    @cached_property
-    def p(self) -> Tensor: return self.out.logits.float().softmax(1)
-    @cached_property
-    def p_kept(self) -> Tensor: return self._judged[0]
-    @cached_property
-    def p_removed(self) -> Tensor: return self._judged[1]
+    def classes(self) -> list[str]:
+        "Names by class index."
+        return self.model.classes
 
 # %% ../nbs/21_explanation.ipynb #608d7c3a
 @patch(as_prop=True)
-def kept_values(self: Explanation) -> Tensor: return keep(self.model, self.rep.values, self.mask, self.domain)
+def kept_values(self: Explanation) -> Tensor:
+    "The representation under the mask."
+    return keep(self.model, self.rep.values, self.mask, self.domain)
 
 @patch(as_prop=True)
-def removed_values(self: Explanation) -> Tensor: return drop(self.model, self.rep.values, self.mask, self.domain)
+def removed_values(self: Explanation) -> Tensor:
+    "The representation without what the mask keeps."
+    return drop(self.model, self.rep.values, self.mask, self.domain)
 
+@patch
 @torch.no_grad()
-def _judge(self: Explanation) -> tuple[Tensor, Tensor]:
-    "Class probabilities of the kept and of the removed part, in one pass."
-    with frozen(self.model): logits = self.model.classify(torch.cat([self.kept_values, self.removed_values])).logits
-    return tuple(logits.float().softmax(1).chunk(2))
-Explanation._judged = cached_property(_judge); Explanation._judged.__set_name__(Explanation, "_judged")
+def judge(self: Explanation) -> tuple[Tensor, Tensor]:
+    "Class probabilities [B, C] of the kept and of the removed part: one pass for both, made once."
+    if self._judged is None:
+        with frozen(self.model): logits = self.model.classify(torch.cat([self.kept_values, self.removed_values])).logits
+        self._judged = tuple(logits.float().softmax(1).chunk(2))
+    return self._judged
+
+# %% ../nbs/21_explanation.ipynb #d39b9d6a
+@patch(as_prop=True)
+def p(self: Explanation) -> Tensor:
+    "Class probabilities [B, C] of the input."
+    return self.out.logits.float().softmax(1)
+
+@patch(as_prop=True)
+def p_kept(self: Explanation) -> Tensor:
+    "Class probabilities [B, C] of the kept part."
+    return self.judge()[0]
+
+@patch(as_prop=True)
+def p_removed(self: Explanation) -> Tensor:
+    "Class probabilities [B, C] of the removed part."
+    return self.judge()[1]
 
 @patch
 @torch.no_grad()
@@ -163,5 +187,5 @@ def __getitem__(self: Explanation, i: int) -> Explanation:
     rep = replace(self.rep, **{k: cut(getattr(self.rep, k)) for k in ("values", "phase", "valid", "gain")})
     att = Attribution(cut(self.mask), cut(self.attribution.scores), cut(self.attribution.values), {k: cut(v) for k, v in self.attribution.extras.items()})
     item = replace(self, x=self.x[i:i + 1], rep=rep, out=Output(self.out.logits[i:i + 1], [cut(f) for f in self.out.features]), attribution=att, target=self.target[i:i + 1])
-    if "_judged" in self.__dict__: item.__dict__["_judged"] = tuple(cut(p) for p in self._judged)
+    item._judged = self._judged and tuple(cut(p) for p in self._judged)
     return item

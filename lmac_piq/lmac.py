@@ -71,24 +71,28 @@ class LMAC(nn.Module):
         return self.decoder(out.features, values, target).float().sigmoid()
 
     def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
+        "The decoder's masks; ValueError on a classifier it was not trained on."
         if self.fingerprint and (found := model_fingerprint(model)) != self.fingerprint:
             raise ValueError(f"{self.name} was trained on classifier {self.fingerprint}, this one is {found}: train an L-MAC for it")
         with torch.no_grad(): return Attribution(self.masks(out, rep.values, target))
 
-    def pick_target(self, out: Output, annotation: Tensor | None = None) -> Tensor:
-        "The classes to train on: predicted ones, or a draw that a class-conditional decoder learns from."
-        predicted = out.logits.argmax(1)
-        if not self.class_conditional: return predicted
-        if annotation is not None: return torch.multinomial(annotation.float(), 1)[:, 0]
-        p = out.logits.float().softmax(1).scatter(1, predicted[:, None], 0.0) + 1e-6
-        return torch.where(torch.rand(len(p), device=p.device) < 0.5, predicted, torch.multinomial(p, 1)[:, 0])
+# %% ../nbs/31_lmac.ipynb #7908831c
+@patch
+def pick_target(self: LMAC, out: Output, annotation: Tensor | None = None) -> Tensor:
+    "The classes to train on: predicted ones, or a draw that a class-conditional decoder learns from."
+    predicted = out.logits.argmax(1)
+    if not self.class_conditional: return predicted
+    if annotation is not None: return torch.multinomial(annotation.float(), 1)[:, 0]
+    p = out.logits.float().softmax(1).scatter(1, predicted[:, None], 0.0) + 1e-6
+    return torch.where(torch.rand(len(p), device=p.device) < 0.5, predicted, torch.multinomial(p, 1)[:, 0])
 
-    def loss(self, model: Explainable, batch: Any) -> dict[str, Tensor]:
-        "The weighted terms for a batch with inputs `x`."
-        with frozen(model):
-            with torch.no_grad(): rep = model.represent(batch.x, phase=False); out = model.classify(rep.values)
-            target = self.pick_target(out, getattr(batch, "annotation", None))
-            return lmac_terms(model, rep.values, self.masks(out, rep.values, target), target, self.weights, self.domain)
+@patch
+def loss(self: LMAC, model: Explainable, batch: Any) -> dict[str, Tensor]:
+    "The weighted terms for a batch with inputs `x`."
+    with frozen(model):
+        with torch.no_grad(): rep = model.represent(batch.x, phase=False); out = model.classify(rep.values)
+        target = self.pick_target(out, getattr(batch, "annotation", None))
+        return lmac_terms(model, rep.values, self.masks(out, rep.values, target), target, self.weights, self.domain)
 
 # %% ../nbs/31_lmac.ipynb #c25b8011
 def model_fingerprint(model: Explainable) -> str:
