@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'CONDITIONS', 'UNRANKED', 'REPORT', 'Plan', 'get_plan', 'C
            'train_classifier', 'load_best', 'paired_batches', 'make_lmac', 'quick_scores', 'train_lmac', 'Condition',
            'condition_clips', 'truth_of', 'evaluate_condition', 'curve_condition', 'evaluate_two_events',
            'evaluate_stage', 'split_name', 'write_table', 'check_parameters', 'project_root', 'run_folder',
-           'load_models', 'example_clips', 'explain_why_not', 'report_entries', 'paper', 'made', 'main', 'explain_file']
+           'load_models', 'example_clips', 'explain_why_not', 'report_entries', 'made', 'paper', 'main', 'explain_file']
 
 # %% ../nbs/80_experiment.ipynb #d5ecabdc
 import argparse, json, os, platform, subprocess, sys, time
@@ -406,6 +406,13 @@ def report_entries(preset: str) -> list[tuple[str, str]]:
     "What is there of a run's report: (path in the report folder, what it is)."
     return [(path, text) for path, text in REPORT.items() if (run_folder(preset) / "report" / path).exists()]
 
+
+def made(preset: str) -> str:
+    "What a finished run made and where: one line each for tables, figures and audio."
+    report = run_folder(preset) / "report"
+    kinds = dict(tables="*.csv", figures="*.png", audio="audio*/index.html", everything="index.html")
+    return "\n".join(f"{k:>10}: {p}" for k, pattern in kinds.items() for p in sorted(report.glob(pattern)))
+
 # %% ../nbs/80_experiment.ipynb #10e19573
 def paper(preset: str = "smoke", device: str = "auto", only: Sequence[str] = ()) -> int:
     "Make every table, figure and audio example of a preset; the exit code."
@@ -419,12 +426,6 @@ def paper(preset: str = "smoke", device: str = "auto", only: Sequence[str] = ())
     code = subprocess.run([*command, *(["--", *(str(Path(p).resolve()) for p in only)] if only else [])], stdin=subprocess.DEVNULL).returncode
     if code == 0: print(f"done in {time.monotonic() - start:.0f} s\n" + made(preset))
     return code
-
-def made(preset: str) -> str:
-    "What a finished run made and where: one line each for tables, figures and audio."
-    report = run_folder(preset) / "report"
-    kinds = dict(tables="*.csv", figures="*.png", audio="audio*/index.html", everything="index.html")
-    return "\n".join(f"{k:>10}: {p}" for k, pattern in kinds.items() for p in sorted(report.glob(pattern)))
 
 # %% ../nbs/80_experiment.ipynb #24110bc4
 def main(argv: Sequence[str] | None = None) -> int:

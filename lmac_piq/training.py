@@ -51,7 +51,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: FitConfig, steps: in
     "The learning-rate schedule for `steps` steps per epoch."
     S = torch.optim.lr_scheduler
     kinds = dict(constant=lambda: S.ConstantLR(optimizer, 1.0),
-                 onecycle=lambda: S.OneCycleLR(optimizer, config.lr, total_steps=steps * config.epochs + 1, pct_start=0.2),
+                 onecycle=lambda: S.OneCycleLR(optimizer, config.lr, total_steps=max(20, steps * config.epochs + 1), pct_start=0.2),
                  plateau=lambda: S.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=config.patience),
                  cyclic=lambda: S.CyclicLR(optimizer, 1e-8, config.lr, step_size_up=config.step_size, cycle_momentum=False))
     if config.schedule not in kinds: raise ValueError(f"unknown schedule {config.schedule!r}: choose from {sorted(kinds)}")
