@@ -16,6 +16,7 @@ from torch import Tensor
 from .classifier import Explainable, Output, Representation
 from .explanation import Attribution, Explainer, frozen
 from .metrics import topk_mask
+from .spectral import full_precision
 
 # %% ../nbs/50_baselines.ipynb #71d4e5ce
 class Null:
@@ -100,7 +101,7 @@ class Saliency:
     name, class_conditional, fixed_frames = "saliency", True, None
     def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
         "The mask of each item."
-        with frozen(model), torch.enable_grad():
+        with frozen(model), torch.enable_grad(), full_precision(rep.values.device):
             scores = _CaptumSaliency(lambda v: model.classify(v).logits.float()).attribute(rep.values.detach().clone().requires_grad_(), target, abs=True)
         scores = scores.detach()
         return Attribution(max_normalise(scores), scores=scores)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchaudio.functional import mask_along_axis
 
-from .spectral import LogMel, Spectrogram
+from .spectral import LogMel, Spectrogram, full_precision
 from .training import atomic, save_weights
 
 # %% ../nbs/20_classifier.ipynb #c9a292bc
@@ -97,7 +97,8 @@ class CNN14(nn.Module):
             features.append(x)
         x = x.float().mean(2)                               # mean over frequency
         x = x.amax(-1) + x.mean(-1)                         # max and mean over time
-        return Output(self.head(F.dropout(x, self.head_dropout, self.training)), features)
+        with full_precision(x.device):
+            return Output(self.head(F.dropout(x, self.head_dropout, self.training)), features)
 
 # %% ../nbs/20_classifier.ipynb #c4a14c3f
 class AudioClassifier(Explainable):

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'CONDITIONS', 'UNRANKED', 'REPORT', 'Plan', 'get_plan', 'Clips', 'scene_clips', 'esc50_clips', 'Sets',
            'load_sets', 'add_noise', 'training_batches', 'pick_device', 'device_name', 'code_version', 'manifest',
            'train_classifier', 'load_best', 'paired_batches', 'make_lmac', 'quick_scores', 'train_lmac', 'Condition',
-           'condition_clips', 'truth_of', 'evaluate_condition', 'curve_condition', 'evaluate_two_events',
+           'condition_clips', 'truth_of', 'evaluate_condition', 'autocast', 'curve_condition', 'evaluate_two_events',
            'evaluate_stage', 'split_name', 'write_table', 'check_parameters', 'project_root', 'run_folder',
            'load_models', 'example_clips', 'explain_why_not', 'report_entries', 'made', 'paper', 'main', 'explain_file']
 
@@ -54,6 +54,7 @@ class Plan:
     classifier: FitConfig = FitConfig(epochs=8, lr=3e-3, weight_decay=0.01, optimizer="adamw", schedule="onecycle", clip=5.0, ema=0.95)
     decoder: str = "light"             # "light" or "published"
     decoder_width: int = 24            # channels of the light decoder, dim of the published one
+    conditional_epochs: int = 0        # of the class-conditional L-MAC; 0 = as many as L-MAC
     lmac: FitConfig = FitConfig(epochs=6, lr=3e-3, schedule="onecycle", clip=5.0)
     weights: LMACWeights = LMACWeights()
     classifier_batch: int = 32
@@ -66,9 +67,9 @@ _light = dict(lmac=FitConfig(epochs=8, lr=2e-3, schedule="onecycle", clip=5.0, e
 PRESETS: dict[str, dict[str, Plan]] = {
     "tiny": {"scenes": Plan(train_items=48, test_items=10, width=0.0625, decoder_width=8, seeds=(0,), classifier=_one, lmac=_one)},
     "smoke": {"scenes": Plan(test_items=100)},
-    "cpu": {"esc50": Plan("esc50", 5.0, test_items=400, width=0.25, head_dropout=0.3, **_light, classifier=FitConfig(
+    "cpu": {"esc50": Plan("esc50", 5.0, test_items=400, width=0.25, head_dropout=0.3, **_light, conditional_epochs=4, classifier=FitConfig(
                  epochs=70, lr=2e-3, weight_decay=0.01, optimizer="adamw", schedule="onecycle", clip=5.0, ema=0.995, every=5, monitor="accuracy")),
-            "scenes": Plan(train_items=2000, test_items=400, width=0.25, **_light)},
+            "scenes": Plan(train_items=1200, test_items=400, width=0.25, **_light)},
     "paper": {"esc50": Plan("esc50", 5.0, test_items=400, width=1.0, decoder="published", decoder_width=2048, seeds=(0, 1, 2, 3, 4), noise_share=1.0,
                  classifier=FitConfig(epochs=200, optimizer="adam", schedule="cyclic", monitor="accuracy"), lmac=FitConfig(epochs=200, schedule="plateau")),
               "scenes": Plan(train_items=5000, test_items=400, width=0.25, **_light, seeds=(0, 1, 2, 3, 4))},
@@ -247,7 +248,8 @@ def train_lmac(plan: Plan, classifier: str | Path, folder: str | Path, seed: int
     "Train an L-MAC on the classifier saved in `classifier` into `folder` (resuming what is there); the log."
     folder, dev, sets = Path(folder), pick_device(device), load_sets(plan)
     model = AudioClassifier.from_pretrained(classifier).to(dev, memory_format=torch.channels_last)
-    explainer, config = make_lmac(plan, model, conditional, seed), replace(plan.lmac, seed=seed)
+    epochs = conditional and plan.conditional_epochs or plan.lmac.epochs
+    explainer, config = make_lmac(plan, model, conditional, seed), replace(plan.lmac, seed=seed, epochs=epochs)
     source = paired_batches(sets.train, plan) if conditional else training_batches(sets.train, plan, sets.noise_train, plan.batch_size)
     check = None if conditional else lambda m: quick_scores(model, m, sets.valid, 100)
     with manifest(folder, dev, stage="lmac", seed=seed, conditional=conditional, plan=asdict(plan), data=sets.digest, classifier=model.fingerprint()) as facts:
@@ -292,14 +294,20 @@ def evaluate_condition(plan: Plan, model: AudioClassifier, reference: LMAC, clip
     truth, frames = truth_of(clips), []
     for method in [reference, Saliency(), *nulls(reference, seed)]:
         forms = FORMS[:1] if method.name in UNRANKED else FORMS
-        frames.append(evaluate(model, method, part, forms, reference, batch_size=plan.batch_size, seed=seed, truth=truth, progress=progress).assign(method=method.name))
+        with autocast(plan, model): rows = evaluate(model, method, part, forms, reference, batch_size=plan.batch_size, seed=seed, truth=truth, progress=progress)
+        frames.append(rows.assign(method=method.name))
     return pd.concat(frames, ignore_index=True).assign(seed=seed)
+
+def autocast(plan: Plan, model: AudioClassifier) -> torch.autocast:
+    "The precision of a plan's classifier passes: convolutions in bfloat16 where the classifier was trained so, logits always in float32."
+    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=plan.classifier.bf16)
 
 def curve_condition(plan: Plan, model: AudioClassifier, reference: LMAC, clips: Clips, seed: int, items: int = 100) -> pd.DataFrame:
     "FF and p_kept against area, for the methods that rank, on evenly spaced clips."
     part = _Part(clips, np.linspace(0, len(clips) - 1, min(items, len(clips))).astype(int))
     methods = [reference, Saliency(), *(n for n in nulls(reference, seed) if n.name not in UNRANKED)]
-    return pd.concat([faithfulness_curve(model, m, part, batch_size=plan.batch_size, seed=seed).assign(method=m.name) for m in methods], ignore_index=True).assign(seed=seed)
+    with autocast(plan, model): curves = [faithfulness_curve(model, m, part, batch_size=plan.batch_size, seed=seed).assign(method=m.name) for m in methods]
+    return pd.concat(curves, ignore_index=True).assign(seed=seed)
 
 # %% ../nbs/80_experiment.ipynb #491bf499
 def evaluate_two_events(plan: Plan, model: AudioClassifier, conditional: LMAC, seed: int = 7) -> pd.DataFrame:
@@ -312,7 +320,7 @@ def evaluate_two_events(plan: Plan, model: AudioClassifier, conditional: LMAC, s
     for k, stem in enumerate((first, second)):
         truth = truth_masks((stem, mixture - stem), Spectrogram(), domain="log")[1], stem
         for method, (explainer, other) in ask.items():
-            rows = evaluate(model, explainer, mixture, "soft", conditional, batch_size=plan.batch_size, target=labels[:, (k + other) % 2], truth=truth)
+            with autocast(plan, model): rows = evaluate(model, explainer, mixture, "soft", conditional, batch_size=plan.batch_size, target=labels[:, (k + other) % 2], truth=truth)
             frames.append(rows.assign(method=method, clip=rows.item, item=2 * rows.item + k))
     return pd.concat(frames, ignore_index=True)
 
@@ -420,7 +428,7 @@ def paper(preset: str = "smoke", device: str = "auto", only: Sequence[str] = ())
     for plan in PRESETS[preset].values():
         if plan.dataset == "esc50": ESC50(); noise_pack()
     command = [sys.executable, "-m", "snakemake", "-s", str(project_root() / "paper_figures" / "Snakefile"), "-d", str(project_root()), "--cores", "1", "--rerun-triggers", "mtime",
-               "params", "--rerun-incomplete", "--quiet", "rules", "host", "reason", "--config", f"preset={preset}", f"device={device}"]
+               "params", "--rerun-incomplete", "--quiet", "all", "--config", f"preset={preset}", f"device={device}"]
     print(f"preset {preset} on {device_name(pick_device(device))}; artefacts in {run_folder(preset)}", flush=True)
     start = time.monotonic()
     code = subprocess.run([*command, *(["--", *(str(Path(p).resolve()) for p in only)] if only else [])], stdin=subprocess.DEVNULL).returncode
