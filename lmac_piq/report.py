@@ -363,7 +363,7 @@ def show(table: pd.DataFrame) -> HTML:
     return HTML(table_html(table))
 
 # %% ../nbs/81_report.ipynb #e8a6e964
-_PAGE = ":root { color-scheme: light dark; } body { margin: 0 auto; padding: 24px 20px 60px; max-width: 1200px; font: 15px/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText; }"
+_PAGE = ":root { color-scheme: light dark; } body { margin: 0 auto; padding: 24px 20px 60px; max-width: 1500px; font: 15px/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText; }"
 
 def _page(title: str, body: str, css: str = "") -> str:
     "A whole HTML document that needs nothing from elsewhere."
@@ -469,8 +469,9 @@ def curve_figure(curve: pd.DataFrame,       # method, seed, item, area (share), 
     for line, (cell, part) in zip(axes, groups):
         for ax, metric in zip(line, metrics):
             for method, r in part[part["metric"] == metric].groupby("method", sort=False): _band(ax, method, r.sort_values("area"))
-            ax.set_title(_words(*cell), fontsize=8); ax.set_ylabel(_unit(metric), fontsize=8); ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+            ax.set_title(_words(*cell), fontsize=8); ax.set_ylabel(_unit(metric), fontsize=8)
             ax.set_xscale("log"); _percent_axis(ax, sorted(rows["area"].unique()), ax in axes[-1]); _bare(ax)
+    for ax in axes[0]: ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))      # shared by the column; only now, when every row has been drawn
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False, fontsize=8)
     return figure
