@@ -8,10 +8,11 @@ __all__ = ['PRESETS', 'CONDITIONS', 'UNRANKED', 'REPORT', 'Plan', 'get_plan', 'C
            'train_classifier', 'load_best', 'paired_batches', 'make_lmac', 'quick_scores', 'train_lmac', 'Condition',
            'condition_clips', 'truth_of', 'evaluate_condition', 'autocast', 'curve_condition', 'evaluate_two_events',
            'evaluate_stage', 'split_name', 'write_table', 'check_parameters', 'project_root', 'run_folder',
-           'load_models', 'example_clips', 'explain_why_not', 'report_entries', 'made', 'paper', 'main', 'explain_file']
+           'load_models', 'example_clips', 'explain_why_not', 'report_entries', 'made', 'publish', 'paper', 'main',
+           'explain_file']
 
 # %% ../nbs/80_experiment.ipynb #d5ecabdc
-import argparse, json, os, platform, subprocess, sys, time
+import argparse, json, os, platform, shutil, subprocess, sys, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -421,6 +422,20 @@ def made(preset: str) -> str:
     kinds = dict(tables="*.csv", figures="*.png", audio="audio*/index.html", everything="index.html")
     return "\n".join(f"{k:>10}: {p}" for k, pattern in kinds.items() for p in sorted(report.glob(pattern)))
 
+# %% ../nbs/80_experiment.ipynb #ee047992
+def publish(preset: str) -> Path:
+    "Copy a finished run's tables, figures, per-item values, logs and manifests to `paper_figures/results/<preset>/`."
+    runs, target = run_folder(preset), project_root() / "paper_figures" / "results" / preset
+    if not (runs / "report" / "index.html").exists(): raise FileNotFoundError(f"{runs} has no finished report: run `make paper PRESET={preset}` first")
+    copies = {p: p.name for p in sorted((runs / "report").glob("*.*")) if p.suffix in (".csv", ".html", ".png", ".svg") and p.stem != "index"}
+    copies |= {p: f"{p.parts[-3]}-{p.name}" for p in sorted(runs.glob("*/evaluate/*.parquet"))}
+    copies |= {p: f"{p.parts[-4]}-{p.parts[-3]}-log.csv" for p in sorted(runs.glob("*/*/fit/log.csv"))}
+    for source, name in copies.items():
+        with atomic(target / name) as part: shutil.copyfile(source, part)
+    manifests = {f"{p.parts[-3]}/{p.parts[-2]}": json.loads(p.read_text()) for p in sorted(runs.glob("*/*/manifest.json"))}
+    with atomic(target / "manifest.json") as part: part.write_text(json.dumps(manifests, indent=1))
+    return target
+
 # %% ../nbs/80_experiment.ipynb #10e19573
 def paper(preset: str = "smoke", device: str = "auto", only: Sequence[str] = ()) -> int:
     "Make every table, figure and audio example of a preset; the exit code."
@@ -446,8 +461,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = commands.add_parser("explain", help="explain a sound file", epilog="example: lmac-piq explain dog.wav --preset cpu --target siren --out dog/")
     p.add_argument("file"); p.add_argument("--preset", default="smoke"); p.add_argument("--dataset", default=""); p.add_argument("--target", default=None, help="class to explain; needs the class-conditional L-MAC, which is then used")
     p.add_argument("--out", default="explanation", help="folder for wav, png and json")
+    p = commands.add_parser("publish", help="copy a finished run's small results to paper_figures/results"); p.add_argument("--preset", default="smoke")
     args = parser.parse_args(argv)
-    try: return paper(args.preset, args.device, args.only) if args.command == "paper" else explain_file(args.file, args.preset, args.dataset, args.target, args.out)
+    try:
+        if args.command == "publish": print(publish(args.preset)); return 0
+        return paper(args.preset, args.device, args.only) if args.command == "paper" else explain_file(args.file, args.preset, args.dataset, args.target, args.out)
     except (ValueError, OSError, RuntimeError) as e: print(f"lmac-piq: {e}", file=sys.stderr); return 2
 
 def explain_file(file: str, preset: str, dataset: str, target: str | None, out: str) -> int:
