@@ -184,7 +184,7 @@ def test_saved_files_are_what_was_played(item, shown, tmp_path):
     for part, read in zip(c.signals, played(shown)):
         saved, rate = sf.read(tmp_path/"deep"/"folder"/f"{part}.wav")
         assert rate == RATE and np.array_equal(saved, read)
-    assert sorted(p.suffix for p in (tmp_path/"deep"/"folder").iterdir()) == [".json", ".png", ".png", ".wav", ".wav", ".wav"]
+    assert sorted(p.suffix for p in (tmp_path/"deep"/"folder").iterdir()) == [".json", ".png", ".png", ".safetensors", ".wav", ".wav", ".wav"]
 
 def test_a_page_that_fails_leaves_the_old_one(item, tmp_path):
     path = page(item, "first", tmp_path/"index.html")
