@@ -7,9 +7,9 @@ __all__ = ['PRESETS', 'CONDITIONS', 'UNRANKED', 'REPORT', 'Plan', 'get_plan', 'C
            'load_sets', 'add_noise', 'training_batches', 'pick_device', 'device_name', 'code_version', 'manifest',
            'train_classifier', 'load_best', 'paired_batches', 'make_lmac', 'quick_scores', 'train_lmac', 'Condition',
            'condition_clips', 'truth_of', 'evaluate_condition', 'autocast', 'curve_condition', 'evaluate_two_events',
-           'evaluate_stage', 'split_name', 'write_table', 'check_parameters', 'project_root', 'run_folder',
-           'load_models', 'example_clips', 'explain_why_not', 'report_entries', 'made', 'publish', 'paper', 'main',
-           'explain_file']
+           'evaluate_stage', 'evaluation_key', 'split_name', 'write_table', 'check_parameters', 'project_root',
+           'run_folder', 'load_models', 'example_clips', 'explain_why_not', 'report_entries', 'made', 'publish',
+           'paper', 'main', 'explain_file']
 
 # %% ../nbs/80_experiment.ipynb #d5ecabdc
 import argparse, json, os, platform, shutil, subprocess, sys, time
@@ -29,7 +29,7 @@ import lmac_piq
 import lmac_piq.listen  # gives explanations their players and `save`
 from .audio import load_wave, mix_at_snr, mix_unit_norm
 from .classifier import AudioClassifier, Augment, accuracy, classification_loss, load_weights, recalibrate
-from .data import Batch, DataError, ESC50, NoiseFile, batches, crop, noise_pack, split_files, synthetic_noise
+from .data import Batch, ESC50, NoiseFile, batches, crop, noise_pack, sha256_file, split_files, synthetic_noise
 from .decoder import LightDecoder, PublishedDecoder
 from .baselines import LoudestBins, Saliency, nulls
 from .explanation import Explanation, explain
@@ -180,7 +180,7 @@ def manifest(folder: str | Path, device: torch.device, **facts: Any) -> Iterator
     "Times the block and, unless it fails or is `unfinished`, writes `manifest.json` beside what it made: code, parameters, versions, device, wall time."
     start, facts = time.monotonic(), dict(facts)
     yield facts
-    if facts.get("unfinished"): return
+    if facts.pop("unfinished", False): return
     facts |= dict(code=code_version(), device=device_name(device), wall_seconds=round(time.monotonic() - start, 1), finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                   versions={p: version(p) for p in ("torch", "torchaudio", "numpy", "pandas", "captum")})
     with atomic(Path(folder) / "manifest.json") as part: part.write_text(json.dumps(facts, indent=1, default=str))
@@ -340,13 +340,18 @@ def evaluate_stage(plan: Plan, preset: str, root: str | Path, folder: str | Path
                             snr_db=0.0 if condition.noisy else float("nan"), split=split_name(plan, condition))
                 for name, make in (("per_item", evaluate_condition), ("curve", curve_condition)):
                     part = folder / "parts" / f"{name}-{condition.protocol}-{condition.split}-{seed}.parquet"
-                    rows = _stored(part, model.fingerprint() + reference.fingerprint, lambda: make(plan, model, reference, clips, seed).assign(**cell))
+                    rows = _stored(part, evaluation_key(plan, root, seed), lambda: make(plan, model, reference, clips, seed).assign(**cell))
                     tables.setdefault(name, []).append(rows)
         if plan.dataset == "scenes": tables["two_events"] = [evaluate_two_events(plan, model, LMAC.from_pretrained(root / "conditional", model).to(dev)).assign(preset=preset, dataset=plan.dataset)]
         for name, parts in tables.items(): write_table(pd.concat(parts, ignore_index=True), folder / f"{name}.parquet")
     return pd.concat(tables["per_item"], ignore_index=True)
 
 # %% ../nbs/80_experiment.ipynb #60f9fd65
+def evaluation_key(plan: Plan, root: Path, seed: int) -> str:
+    "What the rows of one seed depend on: the weights of classifier and L-MAC, how many items, in what precision."
+    weights = [sha256_file(root / name / "model.safetensors")[:16] for name in ("classifier", f"lmac-{seed}")]
+    return " ".join([*weights, plan.dataset, str(plan.test_items), str(plan.batch_size), f"bf16={plan.classifier.bf16}"])
+
 def split_name(plan: Plan, condition: Condition) -> str:
     "What the split is called in tables."
     return {"valid": "fold 4", "test": "fold 5"}[condition.split] if plan.dataset == "esc50" else condition.split
@@ -357,11 +362,11 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     with atomic(path) as part: small.to_parquet(part, compression="zstd", index=False)
 
 def _stored(path: Path, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    "The rows stored at `path` if they were made under the same key, else made and stored."
+    "The rows stored at `path` if they were made under the same key, else made and stored; the key is written last."
     stamp = path.with_suffix(".key")
     if path.exists() and stamp.exists() and stamp.read_text() == key: return pd.read_parquet(path)
-    rows = make()
-    write_table(rows, path)
+    stamp.unlink(missing_ok=True)
+    write_table(make(), path)
     with atomic(stamp) as part: part.write_text(key)
     return pd.read_parquet(path)
 

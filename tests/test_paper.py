@@ -1,17 +1,20 @@
 "The whole graph of paper notebooks, end to end, on the `tiny` preset; and the refusals of the command."
-import json, os, subprocess, sys, time
+import json, os, shutil, subprocess, sys, time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import soundfile
+import torch
 
 ROOT = Path(__file__).parent.parent
 
 
-def command(*args: str, runs: Path) -> subprocess.CompletedProcess:
+def command(*args: str, runs: Path, **env: str) -> subprocess.CompletedProcess:
     "The lmac-piq command with its runs in a folder of the test's."
-    return subprocess.run([str(Path(sys.executable).parent / "lmac-piq"), *args], cwd=ROOT, env=os.environ | {"LMAC_PIQ_RUNS": str(runs)}, capture_output=True, text=True, timeout=900)
+    return subprocess.run([str(Path(sys.executable).parent / "lmac-piq"), *args], cwd=ROOT, env=os.environ | {"LMAC_PIQ_RUNS": str(runs)} | env, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,6 @@ def test_a_second_run_does_nothing_and_a_deleted_figure_is_redone_alone(runs):
 
 
 def test_explain_a_file_from_the_command_line(runs, tmp_path):
-    import soundfile, torch
     wave = torch.randn(12345, generator=torch.Generator().manual_seed(0)).numpy() * 0.1
     soundfile.write(tmp_path / "x.wav", wave, 16000)
     done = command("explain", str(tmp_path / "x.wav"), "--preset", "tiny", "--target", "siren", "--out", str(tmp_path / "out"), runs=runs)
@@ -65,9 +67,24 @@ def test_refused_in_one_sentence(args, word, tmp_path):
 
 def test_an_unknown_class_and_a_damaged_file_are_refused(runs, tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"RIFF....")
-    for args, word in ((["explain", str(tmp_path / "bad.wav")], "bad.wav"), (["explain", str(tmp_path / "none.wav")], "none.wav")):
+    soundfile.write(tmp_path / "good.wav", np.full(8000, 0.1), 16000)
+    for args, word in ((["explain", str(tmp_path / "bad.wav")], "bad.wav"), (["explain", str(tmp_path / "none.wav")], "none.wav"),
+                       (["explain", str(tmp_path / "good.wav"), "--target", "dragon"], "unknown class 'dragon'")):
         done = command(*args, "--preset", "tiny", "--out", str(tmp_path / "out"), runs=runs)
         assert done.returncode == 2 and word in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_missing_data_is_named_before_anything_starts(tmp_path):
+    done = command("paper", "--preset", "cpu", runs=tmp_path / "runs", LMAC_PIQ_DATA=str(tmp_path))
+    assert done.returncode == 2 and "LMAC_PIQ_DATA" in done.stderr and "esc50.csv" in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(runs, tmp_path):
+    for name in ("classifier", "lmac-0"): shutil.copytree(runs / "tiny" / "scenes" / name, tmp_path / "tiny" / "scenes" / name)
+    shutil.copy(runs / "tiny" / "scenes" / "lmac-0" / "model.safetensors", tmp_path / "tiny" / "scenes" / "classifier" / "model.safetensors")
+    soundfile.write(tmp_path / "good.wav", np.full(8000, 0.1), 16000)
+    done = command("explain", str(tmp_path / "good.wav"), "--preset", "tiny", "--out", str(tmp_path / "out"), runs=tmp_path)
+    assert done.returncode == 2 and "another architecture" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
