@@ -70,7 +70,7 @@ PRESETS: dict[str, dict[str, Plan]] = {
     "smoke": {"scenes": Plan(test_items=80)},
     "cpu": {"esc50": Plan("esc50", 5.0, test_items=400, width=0.25, head_dropout=0.3, **_light, conditional_epochs=4, classifier=FitConfig(
                  epochs=70, lr=2e-3, weight_decay=0.01, optimizer="adamw", schedule="onecycle", clip=5.0, ema=0.995, every=5, monitor="accuracy")),
-            "scenes": Plan(train_items=1200, test_items=400, width=0.25, **_light)},
+            "scenes": Plan(train_items=1200, test_items=400, width=0.25, **_light, seeds=(0,))},
     "paper": {"esc50": Plan("esc50", 5.0, test_items=400, width=1.0, decoder="published", decoder_width=2048, seeds=(0, 1, 2, 3, 4), noise_share=1.0,
                  classifier=FitConfig(epochs=200, optimizer="adam", schedule="cyclic", monitor="accuracy"), lmac=FitConfig(epochs=200, schedule="plateau")),
               "scenes": Plan(train_items=5000, test_items=400, width=0.25, **_light, seeds=(0, 1, 2, 3, 4))},
