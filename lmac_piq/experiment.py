@@ -56,7 +56,7 @@ class Plan:
     decoder: str = "light"             # "light" or "published"
     decoder_width: int = 24            # channels of the light decoder, dim of the published one
     conditional_epochs: int = 0        # of the class-conditional L-MAC; 0 = as many as L-MAC
-    lmac: FitConfig = FitConfig(epochs=6, lr=3e-3, schedule="onecycle", clip=5.0)
+    lmac: FitConfig = FitConfig(epochs=5, lr=3e-3, schedule="onecycle", clip=5.0)
     weights: LMACWeights = LMACWeights()
     classifier_batch: int = 32
     batch_size: int = 16               # of L-MAC, as published
@@ -67,7 +67,7 @@ _one = FitConfig(epochs=1, lr=3e-3)
 _light = dict(lmac=FitConfig(epochs=8, lr=2e-3, schedule="onecycle", clip=5.0, every=4), decoder_width=48)
 PRESETS: dict[str, dict[str, Plan]] = {
     "tiny": {"scenes": Plan(train_items=48, test_items=10, width=0.0625, decoder_width=8, seeds=(0,), classifier=_one, lmac=_one)},
-    "smoke": {"scenes": Plan(test_items=80)},
+    "smoke": {"scenes": Plan(train_items=480, test_items=50)},
     "cpu": {"esc50": Plan("esc50", 5.0, test_items=400, width=0.25, head_dropout=0.3, **_light, conditional_epochs=4, classifier=FitConfig(
                  epochs=70, lr=2e-3, weight_decay=0.01, optimizer="adamw", schedule="onecycle", clip=5.0, ema=0.995, every=5, monitor="accuracy")),
             "scenes": Plan(train_items=1200, test_items=400, width=0.25, **_light, seeds=(0,))},
