@@ -71,11 +71,11 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False); self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False); self.bn2 = nn.BatchNorm2d(outputs)
-        self.pool = pool
+        self.relu1, self.relu2, self.pool = nn.ReLU(), nn.ReLU(), pool      # modules of their own: guided backprop hooks them
         for conv in (self.conv1, self.conv2): nn.init.xavier_uniform_(conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        x = self.relu2(self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x))))))
         return F.avg_pool2d(x, self.pool) if self.pool > 1 else x
 
 # %% ../nbs/20_classifier.ipynb #92792bb7
