@@ -1,12 +1,12 @@
-"""Data: downloads against a local server, the table of ESC-50, the wave cache, noise and speech."""
-import hashlib, multiprocessing, os, threading, zipfile
+"""Data: downloads against a local server, the tables of ESC-50 and UrbanSound8K, the wave cache, noise and speech."""
+import hashlib, multiprocessing, os, shutil, threading, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 
 from lmac_piq.audio import AudioError, load_wave, save_wave
-from lmac_piq.data import (DATA_ENV, ESC50, ESC50_COLUMNS, ESC50_CSV_SHA256, RELATED_CLASSES, DataError, NoiseFile, batches, crop,
+from lmac_piq.data import (DATA_ENV, ESC50, ESC50_COLUMNS, ESC50_CSV_SHA256, RELATED_CLASSES, US8K_COLUMNS, DataError, NoiseFile, UrbanSound8K, batches, crop,
                            download, download_esc50, esc50_files, esc50_table, find, noise_pack, sha256_file, speech_pack,
                            split_files, unpack, wave_cache)
 
@@ -253,6 +253,102 @@ def test_download_of_the_archive(server, tmp_path, monkeypatch, capsys):
     folder.rename(tmp_path / "gone")
     with pytest.raises(DataError, match="1 of 10 clips"): download_esc50(url=server.url, progress=False)
     assert not folder.exists()
+
+
+# UrbanSound8K
+
+CITY = ["air_conditioner", "car_horn", "children_playing", "dog_bark", "drilling", "engine_idling", "gun_shot", "jackhammer", "siren", "street_music"]
+
+
+def make_us8k(root, suffix=".wav"):
+    "A synthetic folder in UrbanSound8K's official layout: one clip per fold and class, of several rates, channels, depths and lengths"
+    import soundfile
+    rng, rows = np.random.default_rng(0), []
+    (root / "metadata").mkdir(parents=True)
+    for fold in range(1, 11):
+        (root / f"audio/fold{fold}").mkdir(parents=True)
+        for c, category in enumerate(CITY):
+            rate, seconds, source = (8000, 11025, 44100, 48000, 96000)[c % 5], rng.uniform(0.02, 0.1), 100 * fold + c
+            rows.append((f"{source}-{c}-0-{fold}.wav", source, 0.5, 0.5 + seconds, 1 + c % 2, fold, c, category))
+            wave = rng.uniform(-0.5, 0.5, (int(seconds * rate), 1 + fold % 2))
+            soundfile.write(root / f"audio/fold{fold}" / rows[-1][0].replace(".wav", suffix), wave, rate, subtype=("PCM_16", "PCM_24")[c % 2])
+    pd.DataFrame(rows, columns=list(US8K_COLUMNS)).to_csv(root / "metadata/UrbanSound8K.csv", index=False)
+    return root
+
+
+def us8k_edit(root, **cells):
+    "Change cells of the first row"
+    path = root / "metadata/UrbanSound8K.csv"
+    table = pd.read_csv(path, dtype=str)
+    for column, value in cells.items(): table.loc[0, column] = value
+    table.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_us8k_has_what_esc50_has(tmp_path, suffix):
+    urban = UrbanSound8K(make_us8k(tmp_path / "u", suffix), cache=tmp_path / "cache", progress=False)
+    esc = ESC50(make_esc50(tmp_path / "e", seconds=0.1), cache=tmp_path / "cache", progress=False)
+    assert urban.classes == CITY and len(urban) == 100 and repr(urban).startswith("UrbanSound8K(100 clips, 10 classes, folds 1-10")
+    for data in (urban, esc):
+        assert data.waves.shape == (len(data), 80000) and data.waves.dtype == np.int16 and not data.waves.flags.writeable
+        assert {"filename", "fold", "target", "category", "src_file"} <= set(data.table) and data.table.index.name == "item"
+        assert data.targets.dtype == torch.int64 and data.lengths.dtype == torch.int64 and len(data.digest) == 64
+        for item in (0, len(data) - 1):
+            wave, n = load_wave(data.files[item], 16000), int(data.lengths[item])
+            assert abs(len(wave) - n) <= 1 and (data.wave(item)[:n] - wave[:n]).abs().max() <= 0.51 / 32768 and not data[item][n:].any()
+        batch = data.batch(data.fold_items(4, 5))
+        assert torch.equal(batch.label, data.targets[batch.item]) and torch.equal(batch.x, data[batch.item])
+    assert sorted(set(np.concatenate([urban.fold_items(k) for k in range(1, 11)]))) == list(range(100))
+    with pytest.raises(ValueError, match="1-10"): urban.fold_items(11)
+
+
+def test_us8k_seconds_crop_and_have_their_own_cache(tmp_path):
+    root = make_us8k(tmp_path / "u")
+    long, short = (UrbanSound8K(root, tmp_path / "cache", seconds=s, progress=False) for s in (5.0, 0.05))
+    assert short.waves.shape == (100, 800) and short.digest != long.digest and torch.equal(short[3], long[3][:800])
+    assert int(short.lengths.max()) == 800 and torch.equal(short.lengths, long.lengths.clamp(max=800))
+    assert len([p for p in (tmp_path / "cache/waves").iterdir() if p.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("cells, words", [
+    (dict(fold="0"), r"fold is not 1-10 \(100-0-0-1.wav\)"),
+    (dict(fold="two"), r"fold is not 1-10 \(100-0-0-1.wav\)"),
+    (dict(classID="10"), "classID is not 0-9"),
+    ({"class": "siren"}, r"class is not that of other rows with its classID \(100-0-0-1.wav\)"),
+    (dict(fsID="101"), r"does not begin with fsID and classID \(100-0-0-1.wav\)"),
+    (dict(slice_file_name="../../100-0-0-1.wav"), "does not begin with fsID"),
+    (dict(slice_file_name="101-1-0-1.wav"), r"the name repeats \(101-1-0-1.wav\)"),
+    (dict(salience="3"), "salience"),
+    (dict(end="0.5"), "between 0 and 4 s"),
+    (dict(start="-9"), "between 0 and 4 s"),
+    (dict(fsID="200", slice_file_name="200-0-0-1.wav"), r"lies in two folds \(200-0-0-1.wav and 1 more\)"),
+])
+def test_wrong_us8k_rows_are_named(tmp_path, cells, words):
+    root = make_us8k(tmp_path / "u")
+    us8k_edit(root, **cells)
+    with pytest.raises(DataError, match=words): UrbanSound8K(root)
+
+
+def test_us8k_files_missing_moved_and_unlisted(tmp_path, monkeypatch):
+    root = make_us8k(tmp_path / "u")
+    clip, table = root / "audio/fold3/305-5-0-3.wav", root / "metadata/UrbanSound8K.csv"
+    (root / "audio/fold3/.DS_Store").touch(); (root / "audio/fold3/._305-5-0-3.wav").touch()
+    assert len(UrbanSound8K(root)) == 100                                       # what file managers leave behind does not count
+    clip.rename(root / "audio/fold4" / clip.name)
+    with pytest.raises(DataError, match=r"1 of 100 clips are missing, first fold3/305-5-0-3 \(it lies in fold4\).*zenodo"): UrbanSound8K(root)
+    (root / "audio/fold4" / clip.name).unlink()
+    with pytest.raises(DataError, match="first fold3/305-5-0-3. https://zenodo"): UrbanSound8K(root)
+    shutil.copy(root / "audio/fold3/304-4-0-3.wav", clip)
+    shutil.copy(clip, clip.with_name("305-5-0-4.wav"))
+    with pytest.raises(DataError, match="305-5-0-4.wav: no row of the table names it"): UrbanSound8K(root)
+    table.write_bytes(b"")
+    with pytest.raises(DataError, match="not a csv"): UrbanSound8K(root)
+    table.unlink()
+    with pytest.raises(DataError, match="missing; expected metadata/UrbanSound8K.csv and audio/fold1"): UrbanSound8K(root)
+    monkeypatch.setenv(DATA_ENV, str(tmp_path))
+    with pytest.raises(DataError, match="8732 .wav files. Source: https://zenodo.org/records/1203745. Licence: CC BY-NC 3.0"): UrbanSound8K()
+    make_us8k(tmp_path / "urbansound8k")
+    assert len(UrbanSound8K()) == 100
 
 
 # The wave cache
