@@ -34,13 +34,17 @@ class PublishedDecoder(nn.Module):
                   for k, (i, o, kernel, stride, padding) in enumerate(_PUBLISHED, 1)]
         self.steps, self.config = nn.ModuleList(layers), dict(kind="published", channels=list(channels), dim=dim)
 
-    def draw(self, features: list[Tensor]) -> Tensor:
-        "Feature maps, shallow to deep -> logits as published: 513 x 425 for a clip of five seconds."
+    def trunk(self, features: list[Tensor]) -> Tensor:
+        "Feature maps, shallow to deep -> what step 8 gives, before any activation: 128 x 425 for a clip of five seconds."
         s, (h3, h4, h5, h6) = self.steps, features[-4:]
         x = _add(F.relu(s[0](h6)), F.relu(s[1](h5)))
         x = _add(F.relu(s[2](x)), F.relu(s[3](h4)))
         x = _add(F.relu(s[4](x)), F.relu(s[5](h3)))
-        return s[8](s[7](F.relu(s[6](x))))[:, 0]                                         # no activation after step 8
+        return s[7](F.relu(s[6](x)))
+
+    def draw(self, features: list[Tensor]) -> Tensor:
+        "Feature maps, shallow to deep -> logits as published: 513 x 425 for a clip of five seconds."
+        return self.steps[8](self.trunk(features))[:, 0]                                 # no activation after step 8
 
     def forward(self, features: list[Tensor], values: Tensor, target: Tensor | None = None) -> Tensor:
         logits, frames = self.draw(features), values.shape[2]
