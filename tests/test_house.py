@@ -14,11 +14,12 @@ FLOORS = [  # a module imports only from floors below its own
     {"data", "scenes", "classifier"},
     {"explanation"},
     {"lmac", "piq", "baselines", "l2i", "metrics", "listen"},
-    {"sanity", "explorer", "study", "experiment"},
-    {"report"},
+    {"sanity", "defects", "explorer", "study", "experiment", "defects"},
+    {"evidence"},
+    {"report", "published"},
     {"all"},
 ]
-BESIDE = {("baselines", "metrics"), ("decoder", "spectral")}  # (importer, imported) on one floor, each a decision: the light decoder draws on the mel grid
+BESIDE = {("baselines", "metrics"), ("decoder", "spectral"), ("l2i", "lmac"), ("published", "report")}  # (importer, imported) on one floor, each a decision: the light decoder draws on the mel grid
 FLOOR = {module: number for number, modules in enumerate(FLOORS, 1) for module in modules}
 MODULES = {path.stem: path for path in sorted((ROOT/"lmac_piq").glob("[!_]*.py"))}
 
