@@ -14,7 +14,7 @@ FLOORS = [  # a module imports only from floors below its own
     {"data", "scenes", "classifier"},
     {"explanation"},
     {"lmac", "piq", "baselines", "l2i", "metrics", "listen"},
-    {"sanity", "defects", "explorer", "study", "experiment", "defects"},
+    {"sanity", "explorer", "study", "experiment", "defects"},
     {"evidence"},
     {"report", "published"},
     {"all"},
