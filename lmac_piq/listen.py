@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'wav_bytes', 'audio_player', 'energy_ratio', 'decibels', 'is_silent', 'percent', 'relative_db', 'two_inks',
-           'spectrogram_picture', 'png_bytes', 'inline_png', 'Comparison', 'comparisons', 'remarks', 'summary',
-           'image_png', 'card', 'triplet', 'page']
+           'draw_spectrogram', 'spectrogram_picture', 'png_bytes', 'inline_png', 'Comparison', 'comparisons', 'remarks',
+           'summary', 'image_png', 'card', 'triplet', 'page']
 
 # %% ../nbs/70_listen.ipynb #5de08ad2
 import base64, html, io, json, math, os
@@ -105,7 +105,7 @@ def two_inks(db: Tensor,                # [F, T'] in [floor_db, 0]
 _SCALES = dict(mel=(lambda khz: np.log10(1 + np.maximum(khz, 0) / 0.7), lambda mel: 0.7 * (10.0 ** np.asarray(mel) - 1)),
               linear=(lambda khz: khz, lambda khz: khz))
 
-def _draw_spectrogram(ax: Axes,           # where to draw
+def draw_spectrogram(ax: Axes,           # where to draw
                      pixels: np.ndarray, # RGB [F, T', 3]
                      sample_rate: int, hop: int, scale: str = "mel") -> None:
     "Cells of a spectrogram with time in s and frequency in kHz on a 'mel' or 'linear' axis."
@@ -156,7 +156,7 @@ def spectrogram_picture(values: Tensor,             # log1p magnitude [F, T']
         raise ValueError(f"need values [F, T'] and a mask of the same shape, got {tuple(values.shape)} and {mask if mask is None else tuple(mask.shape)}: pick one item of the batch")
     figure = Figure(figsize=size, layout="constrained", facecolor="none")
     picture, bar = figure.subplots(1, 2, width_ratios=[1, 0.05 if mask is not None else 0.025])
-    _draw_spectrogram(picture, two_inks(relative_db(values), mask), sample_rate, hop, scale)
+    draw_spectrogram(picture, two_inks(relative_db(values), mask), sample_rate, hop, scale)
     _draw_colourbar(bar, mask is not None)
     _style_axes(figure)
     return figure

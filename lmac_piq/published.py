@@ -49,7 +49,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {"in_domain": Setting("noise", 0.0), "mixtures": Setting("mixture", 12.04), "white_noise": Setting("white noise", 6.02), "speech": Setting("speech", 12.04)}
 SAME = {"Saliency": "saliency", "SmoothGrad": "SmoothGrad", "IG": "integrated gradients", "GradCAM": "GradCAM", "Guided GradCAM": "Guided GradCAM", "Guided Backprop": "guided backprop",
-        "SHAP": "GradientSHAP", "L-MAC": "L-MAC", "L-MAC, FT, λg=4": "L-MAC, FT (λ 4, CCT .6)", "L-MAC FT λg=4": "L-MAC, FT (λ 4, CCT .6)"}
+        "SHAP": "GradientSHAP", "L-MAC": "L-MAC", "L-MAC, FT, λg=4": "L-MAC, FT (λ 4, CCT 0.6)", "L-MAC FT λg=4": "L-MAC, FT (λ 4, CCT 0.6)"}
 
 def our_name(row: str, protocol: str # "published" or "corrected"
             ) -> str:                # "" where we have no such method
