@@ -120,6 +120,7 @@ class FineTuning:
     guidance: float = 4.0    # weight of the guidance; 4 and 16 are published
     threshold: float = 0.6   # correlation with the clean clip from which a clip is guided (CCT); 0.6 and 0.7 are published
     loud: float = 0.35       # share of the clean clip's maximum from which a bin counts as loud
+    def __str__(self) -> str: return f"FT (λ {self.guidance:g}, CCT {self.threshold:g})"
 
 def normalised_correlation(a: Tensor, b: Tensor) -> Tensor:
     "Cosine of two spectrograms [B, F, T'], means left in, per clip [B]; 0 where either is zero."
@@ -145,7 +146,7 @@ def guidance(explainer: LMAC, model: Explainable, values: Tensor, mask: Tensor, 
 def fine_tuned(self: LMAC, tuning: FineTuning = FineTuning()) -> LMAC:
     "A copy with the same weights whose loss is the second stage's."
     copy = deepcopy(self)
-    copy.tuning, copy.name = tuning, f"{self.name}, FT (λ {tuning.guidance:g}, CCT {tuning.threshold:g})"
+    copy.tuning, copy.name = tuning, f"{self.name}, {tuning}"
     return copy
 
 # %% ../nbs/31_lmac.ipynb #68d55338
