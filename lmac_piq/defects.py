@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['average_drop_as_coded', 'fidelity_in_as_coded', 'highest_probability', 'removed_as_coded', 'mean_as_coded',
            'same_class_share', 'gain_ratio_db', 'render_as_coded', 'bin_hz', 'dictionary_error',
-           'remove_at_random_as_coded', 'Effects']
+           'remove_at_random_as_coded', 'with_mask', 'Effects']
 
 # %% ../nbs/63_defects.ipynb #2e62c70a
 from collections.abc import Iterable, Sequence
@@ -18,6 +18,7 @@ from sklearn.decomposition import non_negative_factorization
 from torch import Tensor
 
 from .classifier import AudioClassifier, Representation
+from .explanation import Attribution, Explanation
 
 # %% ../nbs/63_defects.ipynb #76179471
 def average_drop_as_coded(p: Tensor,       # what the code calls predictions: probabilities [B, C]
@@ -76,14 +77,18 @@ def dictionary_error(dictionary: Tensor,          # W [F, K] >= 0
     "Relative error ||X - W H|| / ||X|| with the best H >= 0 that so many updates find."
     frames = torch.cat([v.transpose(1, 2).flatten(0, 1) for v in values]).cpu().numpy().astype(np.float64)
     fixed = dictionary.T.cpu().numpy().astype(np.float64)
-    h, *_ = non_negative_factorization(frames, H=fixed, n_components=len(fixed), update_H=False, solver="mu", init="custom",
-                                       W=np.full((len(frames), len(fixed)), frames.mean()), max_iter=iterations, tol=0)
+    h, *_ = non_negative_factorization(frames, H=fixed, n_components=len(fixed), update_H=False, solver="mu", max_iter=iterations, tol=0)
     return float(np.linalg.norm(frames - h @ fixed) / np.linalg.norm(frames))
 
 # %% ../nbs/63_defects.ipynb #3835e5f9
 def remove_at_random_as_coded(values: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
     "Values [B, F, T'] times 1 - U[0, 1]; the fraction is not looked at."
     return values * (1 - torch.rand(values.shape, generator=generator).to(values.device))
+
+# %% ../nbs/63_defects.ipynb #c9a719e7
+def with_mask(e: Explanation, mask: Tensor) -> Explanation:
+    "The explanation of the same decision with another mask [B, F, T']; its kept and removed parts are judged anew."
+    return Explanation(e.model, e.x, e.rep, e.out, Attribution(mask), e.target, e.explainer_name, e.domain)
 
 # %% ../nbs/63_defects.ipynb #7a87dc23
 @dataclass
