@@ -22,9 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from .baselines import Everything, RandomBins
-from .classifier import Augment, Explainable, Representation, augment
+from .classifier import Augment, Explainable, Output, Representation, augment
 from .data import Batch, batches
-from .explanation import Attribution, Explainer, Output, drop, frozen
+from .explanation import Attribution, Explainer, drop, frozen
 from .lmac import model_fingerprint
 from .spectral import full_precision
 from .stats import paired_difference
