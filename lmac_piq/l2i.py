@@ -49,14 +49,14 @@ def sample_frames(values: Iterable[Tensor],  # batches of log1p magnitude [B, F,
 # %% ../nbs/51_l2i.ipynb #0b5691df
 def fit_dictionary(values: Iterable[Tensor],    # batches of log1p magnitude [B, F, T'], read once
                    components: int = 100, seed: int = 0, max_frames: int = 60_000,
-                   epochs: int = 50) -> Tensor: # W [F, K] >= 0, columns of length 1
-    "The NMF dictionary of a stream of spectrograms: at most `epochs` rounds over at most `max_frames` frames."
+                   epochs: int = 200) -> Tensor: # W [F, K] >= 0, columns of length 1
+    "The NMF dictionary of a stream of spectrograms: `epochs` rounds over at most `max_frames` frames."
     frames = sample_frames(values, max_frames, seed).numpy()
     if components > min(frames.shape):
         raise ValueError(f"{components} components need as many frames and bins, here are {frames.shape[0]} frames of {frames.shape[1]} bins: give more frames, or ask for fewer components")
-    nmf = MiniBatchNMF(components, init="nndsvda", batch_size=1024, max_iter=epochs, random_state=seed)
+    nmf = MiniBatchNMF(components, init="nndsvda", batch_size=1024, max_iter=epochs, max_no_improvement=None, tol=0, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)      # `epochs` is a budget
+        warnings.simplefilter("ignore", ConvergenceWarning)      # as many rounds as asked for: nothing to warn of
         nmf.fit(frames)
     W = torch.from_numpy(nmf.components_.T.copy()).float()
     return W / W.norm(dim=0, keepdim=True).clamp_min(1e-8)
