@@ -112,10 +112,10 @@ def _blocks(table: pd.DataFrame) -> list[str]:
     return [c for c in BLOCK if c in table and (c != "snr_db" or table[c].nunique() > 1)]
 
 def _places(values: pd.Series, known: Sequence[str]) -> pd.Series:
-    "Place of each value: known ones as listed, others after them as they appear."
+    "Place of each value: missing ones first, known ones as listed, others after them as they appear."
     codes, found = pd.factorize(values, use_na_sentinel=False)
     order = {v: k for k, v in enumerate(dict.fromkeys([*known, *found]))}
-    return pd.Series(np.array([order[v] for v in found], dtype=int)[codes], values.index)
+    return pd.Series(np.array([order.get(v, -1) if v == v else -1 for v in found], dtype=int)[codes], values.index)
 
 def _ordered(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     "Rows in the fixed order, the reference method first."
@@ -182,8 +182,10 @@ def _wide(long: pd.DataFrame) -> pd.DataFrame:
     keys, parts = [*_blocks(long), "method"], ["mean", "low", "high", "undefined", "seed sd", "best"]
     counts = long.assign(items=long["n"] + long["undefined"]).groupby(keys, sort=False, dropna=False)[["items", "seeds"]].max()
     metrics = [m for m in CARD if m in set(long["metric"])]
-    columns = [long[long["metric"] == m].set_index(keys)[parts].rename(columns=lambda p: m if p == "mean" else f"{m} {p}") for m in metrics]
-    return pd.concat([counts, *[c.reindex(counts.index) for c in columns]], axis=1).reset_index()
+    table = counts.reset_index()
+    for m in metrics:                                              # a merge and not an index, because clean clips have no SNR and NaN is not found in an index
+        table = table.merge(long.loc[long["metric"] == m, [*keys, *parts]].rename(columns={p: m if p == "mean" else f"{m} {p}" for p in parts}), "left", keys)
+    return table
 
 # %% ../nbs/81_report.ipynb #68133375
 def _list(words: Iterable[str]) -> str:
@@ -209,13 +211,14 @@ def _shares(frame: pd.DataFrame) -> str:
 
 def _counts(frame: pd.DataFrame) -> list[str]:
     "Data, items of each method, seeds and runs of a table."
-    keys, parts = [c for c in ("dataset", "split", "condition") if c in frame], []
-    items = [(_words(*k), _shares(p)) for k, p in frame.groupby(keys, sort=False, observed=True)] if keys else [("", _shares(frame))]
-    same = {n: _list(k for k, m in items if m == n) for _, n in items}
-    parts.append("; ".join(f"{names}: {n}".removeprefix(": ") for n, names in same.items()))
-    seeds = frame.groupby("method", sort=False, observed=True)["seed"].nunique() if "seed" in frame else pd.Series(dtype=int)
-    counts = {n: _list(seeds.index[seeds == n]) for n in sorted(seeds.unique(), reverse=True)}
-    parts.append("seeds: " + (_list(f"{n} of {names}" for n, names in counts.items()) if len(counts) > 1 else f"{max(counts, default=1)} of each method"))
+    inner, parts = [c for c in ("split", "condition") if c in frame], []
+    for name, data in frame.groupby("dataset", sort=False, observed=True) if "dataset" in frame else [("", frame)]:
+        places = [(_words(*k), _shares(p)) for k, p in data.groupby(inner, sort=False, observed=True)] if inner else [("", _shares(data))]
+        same = {n: "; ".join(k for k, m in places if m == n) for _, n in places}
+        parts += [": ".join(filter(None, [_words(name), "; ".join(f"{n} ({where})" if len(same) > 1 else n for n, where in same.items())]))]
+    seeds = frame.groupby("method", sort=False, observed=True)["seed"].nunique() if "seed" in frame else pd.Series([1])
+    more = [f"{n} of {_list(seeds.index[seeds == n])}" for n in sorted(seeds.unique(), reverse=True) if n > seeds.min()]
+    parts.append(f"seeds: {'; '.join([*more, f'{seeds.min()} of ' + ('every other method' if more else 'each method')])}")
     for column in ("preset", "run_id"):
         names = frame[column].unique() if column in frame else []
         if len(names): parts.append(f"{column.removesuffix('_id')} {_list(names)}" if len(names) < 4 else f"{len(names)} runs")
@@ -378,9 +381,9 @@ def _cells(table: pd.DataFrame) -> pd.DataFrame:
         cells = {m: [_cell(r, m) for r in table.to_dict("records")] for m in metrics}
         return table[keys].assign(_group=[f"{i} items" for i in most], _note=notes, **cells)
     cells = table[keys].assign(metric=table["metric"], cell=[_difference_cell(r, r["metric"]) for r in table.to_dict("records")])
-    wide = cells.groupby([*keys, "metric"], sort=False, dropna=False, observed=True)["cell"].first().unstack("metric", sort=False).fillna(_EMPTY)
-    pairs = table.groupby(keys, sort=False, dropna=False, observed=True)["n"].max().reindex(wide.index)
-    return wide[[m for m in CARD if m in wide]].assign(_group="", _note=[f"{n} pairs" for n in pairs]).reset_index()
+    wide = table.groupby(keys, sort=False, dropna=False, observed=True)["n"].max().reset_index()
+    for m in [m for m in CARD if m in set(cells["metric"])]: wide = wide.merge(cells[cells["metric"] == m].drop(columns="metric").rename(columns={"cell": m}), "left", keys).fillna({m: _EMPTY})
+    return wide.assign(_group="", _note=[f"{n} pairs" for n in wide["n"]])
 
 # %% ../nbs/81_report.ipynb #93da491c
 def _section(cells: pd.DataFrame) -> str:
@@ -587,12 +590,14 @@ def _one(rows: pd.DataFrame, *columns: str) -> None:
 
 def sweep_figure(rows: pd.DataFrame,                                           # tidy: condition (contaminant), snr_db, method, item, metric, value
                  metrics: Sequence[str] = ("AI", "AD", "FF", "Fid-In"),        # a row of panels each
-                 form: str = "soft", cluster: str = "item", without: Sequence[str] = BOUNDS, **kw) -> Figure:
+                 form: str | None = None,                                      # default the only one, or soft
+                 cluster: str = "item", without: Sequence[str] = BOUNDS, **kw) -> Figure:
     "Metrics against the SNR of the contaminant with intervals by clip: a column of panels per contaminant, a row per metric, a line per method."
     _one(rows, "protocol", "dataset", "split")
     rows = rows[~rows["method"].isin(without) & rows["metric"].isin(metrics) & rows["snr_db"].notna()]
-    if "form" in rows: rows = rows[rows["form"] == form]
-    if rows.empty: raise ValueError(f"no rows of {_list(metrics)} with an SNR in the form {form!r}")
+    forms = list(rows["form"].unique()) if "form" in rows else []
+    if forms: rows = rows[rows["form"] == (form or (forms[0] if len(forms) == 1 else "soft"))]
+    if rows.empty: raise ValueError(f"no rows of {_list(metrics)} with an SNR in the form {form or 'soft'!r}")
     means = _ordered(summarise(rows, ["condition", "snr_db", "metric", "method"], cluster, **kw), "L-MAC")
     kinds, metrics = list(means["condition"].unique()), [m for m in metrics if m in set(means["metric"])]
     figure = Figure(figsize=(2.7 * len(kinds) + 0.5, 1.9 * len(metrics) + 0.9), dpi=80, layout="constrained")

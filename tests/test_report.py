@@ -8,9 +8,13 @@ from matplotlib.colors import to_hex
 from lmac_piq.classifier import AudioClassifier
 from lmac_piq.explanation import Attribution, explain
 from lmac_piq.metrics import METRICS
-from lmac_piq.report import (BOUNDS, CARD, caption, curve_figure, difference_table, forest_figure, index_page, localisation_figure, look, loss_figure,
-                             main_table, metric_card, panel_figure, reported, save_figure, save_table, show, table_html, tally, verdicts, wins)
-from lmac_piq.stats import paired_difference
+from scipy.stats import kendalltau
+
+from lmac_piq import report
+from lmac_piq.report import (BOUNDS, CARD, LOOKS, agreement_figure, caption, curve_figure, difference_table, forest_figure, index_page, localisation_figure, look, loss_figure,
+                             main_table, metric_card, panel_figure, randomisation_figure, rank_agreement, rank_table, reported, roar_figure, save_figure, save_table, show, sweep_figure,
+                             table_html, tally, verdicts, wins)
+from lmac_piq.stats import compare, holm, paired_difference, paired_test
 
 N = 40
 
@@ -75,7 +79,7 @@ def test_seeds_are_averaged_within_the_item():
     frame = pd.concat([rows("ours", "AI", base + 10 * s, seed=s) for s in (0, 1, 2)] + [rows("other", "AI", base)])
     made, d = main_table(frame, "ours").set_index("method"), difference_table(frame, "ours").iloc[0]
     assert made.loc["ours", "seeds"] == 3 and made.loc["ours", "AI seed sd"] == pytest.approx(10) and np.isnan(made.loc["other", "AI seed sd"])
-    assert d["difference"] == pytest.approx(10) and d["n"] == N and "3 of ours and 1 of other" in caption(frame, "ours")[0]
+    assert d["difference"] == pytest.approx(10) and d["n"] == N and "3 of ours; 1 of every other method" in caption(frame, "ours")[0]
 
 def test_each_protocol_and_form_has_its_metrics():
     values = np.linspace(0, 1, N)
@@ -129,6 +133,94 @@ def test_caption_follows_the_frame(frame):
     assert f"{N} items" in text and "75.0 % (scenes, test, clean)" in text and "preset p" in text and "1 of each method" in text
     text = " ".join(caption(pd.concat([frame, right]).query("item < 10"), "ours"))
     assert "10 items" in text and "100.0 %" in text
+
+# ---- many comparisons
+
+@pytest.fixture
+def tested(monkeypatch):
+    "A comparison with a p-value per pair, whatever the module of statistics adds by itself"
+    def with_p(frame, reference, by, cluster, **kw):
+        d = compare(frame, reference, by, cluster, **kw)
+        wide = frame.pivot_table(index="item", columns=["metric", "method"], values="value")
+        return d.assign(p=[paired_test(wide[r["metric"]][r["method"]], wide[r["metric"]][reference]) for r in d.to_dict("records")]).drop(columns="p_holm", errors="ignore")
+    monkeypatch.setattr(report, "compare", with_p)
+
+def test_tests_are_adjusted_for_their_number_without_the_bounds(tested, frame):
+    d = difference_table(frame, "ours")
+    counted = ~d["method"].isin(BOUNDS)
+    assert np.allclose(d.loc[counted, "p_holm"], holm(d.loc[counted, "p"])) and d.loc[~counted, "p_holm"].isna().all() and counted.sum() == 4
+    assert "Holm" in tally(d) and "for 4 tests 1 of the wins and 1 of the losses remain" in tally(d)
+    said = wins(d)
+    assert said[0].endswith(", p<.001") and "p=" in said[2] and "p<.001" in table_html(d).replace("&lt;", "<") and "▲ +" in table_html(d) and "*<small>" in table_html(d)
+    assert verdicts(d, "saliency") == ["ours against saliency is better on AI*; worse on AD*.", "* also after Holm's adjustment."]
+
+def test_effect_is_the_share_of_clips_on_which_the_reference_is_better():
+    base = np.arange(10.0)
+    frame = pd.concat([rows(m, metric, base + s * (np.arange(10) < 8)) for m, s in (("ours", 1), ("other", 0)) for metric in ("AI", "AD")])
+    share = difference_table(frame, "ours").set_index("metric")["superiority"]
+    assert share["AI"] == pytest.approx(0.9) and share["AD"] == pytest.approx(0.1)
+
+def test_a_decided_interval_that_the_test_does_not_confirm_has_no_star(tested, monkeypatch, frame):
+    monkeypatch.setattr(report, "holm", lambda p: np.ones(len(p)))
+    d = difference_table(frame, "ours")
+    assert "0 of the wins and 0 of the losses remain" in tally(d) and "*<small>" not in table_html(d) and "▲ +" in table_html(d) and "*" not in verdicts(d, "saliency")[0]
+
+# ---- many methods and conditions
+
+def test_methods_on_fewer_items_are_counted_and_paired_on_what_they_share():
+    rng = np.random.default_rng(1)
+    base = rng.uniform(20, 60, N)
+    frame = pd.concat([rows("ours", "AI", base + 5 + rng.normal(size=N)), rows("saliency", "AI", base), rows("LIME", "AI", base[:10] + 1, item=np.arange(10))])
+    made, d = main_table(frame, "ours").set_index("method"), difference_table(frame, "ours").set_index("method")
+    assert made.loc["LIME", "items"] == 10 and made.loc["ours", "AI best"] and d.loc["LIME", "n"] == 10 and d.loc["LIME", "unpaired"] == N - 10
+    assert f"{N} items, 10 for LIME" in caption(frame, "ours")[0] and "<small>10 items</small>" in table_html(made.reset_index())
+
+def test_levels_set_groups_apart_only_where_there_are_several():
+    values = np.linspace(0, 50, N)
+    frame = pd.concat([rows(m, "AI", values + s, condition=c, snr_db=level) for m in ("ours", "other") for s, (c, level) in enumerate((("clean", np.nan), ("mixture", 6.0), ("mixture", -6.0)))])
+    made = main_table(frame, "ours")
+    assert made[["condition", "snr_db"]].drop_duplicates().values.tolist()[1:] == [["mixture", -6.0], ["mixture", 6.0]] and len(made) == 6 and made["AI"].notna().all()
+    assert "mixture, −6 dB" in table_html(made) and "clean · soft" in table_html(made) and len(difference_table(frame, "ours")) == 3 and "nan" not in table_html(difference_table(frame, "ours"))
+    assert "snr_db" not in main_table(frame[frame["snr_db"] != 6], "ours")
+    assert any(s.startswith("mixture, −6 dB: ") for s in wins(frame, "ours"))
+
+def test_conditions_come_in_the_order_of_the_experiment():
+    frame = pd.concat([rows("ours", "AI", np.arange(N), condition=c) for c in ("speech", "clean", "white noise", "mixture", "noise")])
+    assert list(main_table(frame, "ours")["condition"]) == ["clean", "noise", "mixture", "white noise", "speech"]
+
+def test_categories_give_the_same_table(frame):
+    small = frame.astype({c: "category" for c in ("method", "metric", "form", "condition", "protocol", "dataset", "split")})
+    for make in (main_table, difference_table): pd.testing.assert_frame_equal(make(frame, "ours"), make(small, "ours"), check_dtype=False, check_categorical=False)
+
+def test_no_two_methods_look_alike():
+    assert len({(l.colour, l.marker) for l in LOOKS.values()}) == len(LOOKS) and len({look(f"unheard of {k}") for k in range(20)}) > 5
+
+# ---- ranks
+
+def scored(**skill: tuple[float, float]) -> pd.DataFrame:
+    "AP and AD of methods"
+    rng = np.random.default_rng(2)
+    return pd.concat([rows(m.replace("_", " "), metric, v + rng.normal(size=N)) for m, pair in skill.items() for metric, v in zip(("ap", "AD"), pair)])
+
+def test_rank_correlation_is_that_of_the_means_with_directions():
+    frame = scored(a=(50, 10), b=(40, 20), c=(30, 40), d=(20, 30), e=(10, 50), random_bins=(0, 90), all_ones=(99, 0))
+    t = rank_agreement(frame).set_index("methods")
+    means = frame[~frame["method"].isin(BOUNDS)].groupby(["metric", "method"])["value"].mean()
+    assert t.loc["with nulls", "count"] == 6 and t.loc["without nulls", "count"] == 5 and set(t["clips"]) == {N}
+    assert t.loc["with nulls", "kendall"] == pytest.approx(kendalltau(means["ap"], -means["AD"])[0]) == pytest.approx(t.loc["with nulls", "kendall low"])
+    assert "agree: AD" in t.attrs["caption"][0] and "not decided: AD" in t.attrs["caption"][1]                # five methods are too few
+    ranks = rank_table(frame)
+    assert list(ranks["method"]) == ["a", "b", "c", "d", "e", "random bins"] and list(ranks["AD"]) == [1, 2, 4, 3, 5, 6]
+    figure = agreement_figure(frame)
+    assert figure.axes[0].yaxis_inverted() and len(figure.legends[0].texts) == 6 and "τ 0.87 with nulls" in figure.axes[0].get_title()
+
+def test_ranks_need_truth_and_questions(frame):
+    with pytest.raises(ValueError, match="truth"): rank_agreement(frame)
+    with pytest.raises(ValueError, match="several values of condition"): rank_agreement(pd.concat([scored(a=(1, 2)), scored(a=(1, 2)).assign(condition="noise")]))
+
+def test_two_methods_have_no_rank_correlation():
+    t = rank_agreement(scored(a=(50, 10), b=(40, 20)))
+    assert t["kendall"].isna().all() and "undefined: AD" in t.attrs["caption"][0] and "nan" not in table_html(t)
 
 # ---- the pages
 
@@ -192,6 +284,33 @@ def test_curve_has_a_line_and_a_band_per_method():
     assert np.allclose(figure.axes[0].lines[0].get_ydata(), base.mean() + 0.5 * np.array([0.01, 0.1, 0.5]))
     assert len(curve_figure(curve.query("metric == 'FF' and condition == 'clean'")).axes) == 1
     with pytest.raises(ValueError, match="FF and p_kept"): curve_figure(curve.query("metric == 'FF'").assign(metric="AI"))
+
+def test_sweep_has_a_panel_per_contaminant_and_metric():
+    base = np.linspace(0, 50, N)
+    frame = pd.concat([rows(m, metric, base + level, condition=c, snr_db=level) for m in ("L-MAC", "random bins", "all ones") for metric in ("AI", "AD") for c in ("speech", "noise") for level in (6.0, -6.0, 0.0)])
+    figure = sweep_figure(frame)
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["noise", "speech"] and len(figure.axes) == 4 and len(figure.legends[0].texts) == 2
+    assert list(figure.axes[0].lines[0].get_xdata()) == [-6, 0, 6] and np.allclose(figure.axes[0].lines[0].get_ydata(), base.mean() + np.array([-6, 0, 6]))
+    with pytest.raises(ValueError, match="several values of split"): sweep_figure(pd.concat([frame, frame.assign(split="fold 4")]))
+    assert len(sweep_figure(frame.assign(form="topk")).axes) == 4            # the only form there is
+    with pytest.raises(ValueError, match="SNR"): sweep_figure(frame.assign(snr_db=np.nan))
+
+def test_randomisation_goes_from_deep_to_shallow():
+    frame = pd.concat([pd.DataFrame(dict(layer=f"blocks.{5 - k}" if k else "none", depth=k, method="L-MAC", variant=v, item=range(8), metric=m, value=1 / (k + 1)))
+                       for m in ("ssim", "spearman") for v, depths in (("kept", (1, 2, 3)), ("retrained", (1, 3)), ("other seed", (0,))) for k in depths])
+    figure = randomisation_figure(frame)
+    first = [l for l in figure.axes[0].lines if len(l.get_xdata()) == 3][0]
+    assert np.allclose(first.get_ydata(), [1 / 2, 1 / 3, 1 / 4]) and [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["blocks.4", "blocks.3", "blocks.2"]
+    assert {l.get_linestyle() for l in figure.axes[0].lines if len(l.get_xdata()) in (2, 3)} >= {"-", "--", ":"}
+
+def test_roar_pairs_with_the_random_arm():
+    rng = np.random.default_rng(0)
+    right = lambda p: (rng.random(N) < p).astype(float)
+    frame = pd.concat([pd.DataFrame(dict(method=m, fraction=f, seed=0, item=range(N), metric="correct", value=right(p))) for m, p in (("L-MAC", .2), ("random bins", .8)) for f in (.2, .8)])
+    figure = roar_figure(frame)
+    means = frame.groupby(["method", "fraction"])["value"].mean()
+    assert np.allclose([l for l in figure.axes[1].lines if len(l.get_xdata()) == 2][0].get_ydata(), 100 * (means["L-MAC"] - means["random bins"]))
+    with pytest.raises(ValueError, match="random bins"): roar_figure(frame[frame["method"] == "L-MAC"])
 
 def test_localisation_shows_what_scenes_allow():
     values = np.linspace(0.2, 0.8, N)
