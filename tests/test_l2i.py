@@ -168,7 +168,7 @@ def test_relevance_by_hand(model, l2i):
     x = waves(4); e = explain(model, l2i, x, target="no"); h = e.attribution.extras["activations"]
     for b in range(4):
         z = [float((l2i.theta.attention.weight[0].detach() * h[b, k]).sum()) for k in range(K)]
-        r = [float(l2i.theta.classify.weight[1, k]) * z[k] for k in range(K)]
+        r = [float(l2i.theta.classify.weight[1, k].detach()) * z[k] for k in range(K)]
         assert np.allclose(e.attribution.extras["relevance"][b], np.array(r) / max(map(abs, r)), atol=1e-4)
     assert torch.allclose(e.attribution.extras["relevance"].abs().amax(1), torch.ones(4), atol=1e-6)
 
