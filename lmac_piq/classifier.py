@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['Representation', 'Output', 'Explainable', 'ConvBlock', 'CNN14', 'AudioClassifier', 'Augment', 'warp', 'augment',
-           'classification_loss', 'accuracy', 'recalibrate', 'read_pretrained', 'load_weights', 'speechbrain_cnn14']
+           'classification_loss', 'accuracy', 'recalibrate', 'MNISTNet', 'ResidualBlock', 'ResNet', 'ImageClassifier',
+           'ImageAugment', 'warp_images', 'recolour', 'augment_images', 'image_loss', 'read_pretrained', 'load_weights',
+           'speechbrain_cnn14']
 
 # %% ../nbs/20_classifier.ipynb #68e53cc2
 import hashlib, json
@@ -203,6 +205,139 @@ def recalibrate(model: AudioClassifier, batches: Iterable) -> None:
     for m, momentum in zip(norms, momenta): m.momentum = momentum
     model.eval()
 
+# %% ../nbs/20_classifier.ipynb #fd176ce7
+class MNISTNet(nn.Module):
+    "Images [B, C, 28, 28] -> logits and three maps: 64 x 12 x 12, h0 64 x 10 x 10 (before its ReLU), h1 128 x 4 x 4."
+    def __init__(self, n_classes: int = 10, channels: int = 1):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(channels, 32, 3), nn.Conv2d(32, 64, 3)
+        self.conv3, self.conv4 = nn.Conv2d(64, 64, 3), nn.Conv2d(64, 128, 3)
+        self.relu1, self.relu2, self.relu3, self.relu4, self.relu5 = (nn.ReLU() for _ in range(5))
+        self.fc1, self.fc2 = nn.Linear(128 * 4 * 4, 128), nn.Linear(128, n_classes)
+        self.dropout1, self.dropout2 = nn.Dropout(0.25), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Output:
+        pooled = F.max_pool2d(self.relu2(self.conv2(self.relu1(self.conv1(x)))), 2)
+        h0 = self.conv3(self.dropout1(pooled))
+        h1 = F.max_pool2d(self.relu4(self.conv4(self.relu3(h0))), 2)
+        hidden = self.relu5(self.fc1(h1.flatten(1)))
+        with full_precision(x.device):
+            return Output(self.fc2(self.dropout2(hidden).float()), [pooled, h0, h1])
+
+# %% ../nbs/20_classifier.ipynb #ef28d2c3
+class ResidualBlock(nn.Module):
+    "ReLU(BN conv ReLU BN conv x + skip x); the skip is a 1x1 convolution where the shape changes."
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.skip = nn.Identity() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()       # modules of their own: guided backprop hooks them
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu2(self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x))))) + self.skip(x))
+
+# %% ../nbs/20_classifier.ipynb #7c3fb9c7
+class ResNet(nn.Module):
+    "Images [B, C, H, W] -> logits and maps of 16, 32, 64 and 128 channels (times `width`) at 1/2, 1/4, 1/8 and 1/16 of the size."
+    def __init__(self, n_classes: int = 4, channels: int = 3, width: float = 1.0, dropout: float = 0.2):
+        super().__init__()
+        sizes = [max(1, round(c * width)) for c in (16, 32, 64, 128)]
+        self.stem, self.bn0, self.relu0 = nn.Conv2d(channels, sizes[0], 3, 2, 1, bias=False), nn.BatchNorm2d(sizes[0]), nn.ReLU()
+        self.stages = nn.ModuleList(nn.Sequential(ResidualBlock(i, o, 2), ResidualBlock(o, o)) for i, o in zip(sizes, sizes[1:]))
+        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(sizes[-1], n_classes)
+
+    def forward(self, x: Tensor) -> Output:
+        features = [self.relu0(self.bn0(self.stem(4 * x - 2)))]         # pixels to mean 0 and spread 1, roughly
+        for stage in self.stages: features.append(stage(features[-1]))
+        with full_precision(x.device):
+            return Output(self.head(self.dropout(features[-1].float().mean((2, 3)))), features)
+
+# %% ../nbs/20_classifier.ipynb #986af4b7
+class ImageClassifier(Explainable):
+    "Pixels in [0, 1] + one of two networks."
+    networks = dict(mnistnet=MNISTNet, resnet=ResNet)
+    def __init__(self, classes: list[str], network: str = "mnistnet", channels: int = 1, size: int = 28, baseline: str | None = None,
+                 width: float = 1.0, dropout: float = 0.2):     # width and dropout: of the ResNet; MNISTNet is as published
+        super().__init__()
+        baseline = baseline or ("zero" if channels == 1 else "mean")
+        if network not in self.networks: raise ValueError(f"unknown network {network!r}: choose from {', '.join(self.networks)}")
+        if baseline not in ("zero", "mean", "blur"): raise ValueError(f"unknown baseline {baseline!r}: choose 'zero', 'mean' or 'blur'")
+        if network == "mnistnet" and size != 28: raise ValueError(f"mnistnet takes images of 28 x 28, not {size} x {size}: choose network='resnet'")
+        if size < 28: raise ValueError(f"images of {size} x {size} are too small: at least 28 x 28")
+        self.config = dict(classes=list(classes), network=network, channels=channels, size=size, baseline=baseline, width=width, dropout=dropout)
+        self.classes, self.baseline, self.channels, self.size = list(classes), baseline, channels, size
+        self.network = MNISTNet(len(classes), channels) if network == "mnistnet" else ResNet(len(classes), channels, width, dropout)
+
+    def classify(self, values: Tensor) -> Output:
+        "Pixels [B, C, H, W] -> Output; differentiable."
+        return self.network(values.contiguous(memory_format=torch.channels_last))
+
+# %% ../nbs/20_classifier.ipynb #9364d533
+@patch
+def represent(self: ImageClassifier, x: Tensor, lengths: Tensor | None = None, phase: bool = True) -> Representation:
+    "Images [B, C, H, W] in [0, 1] -> the same pixels as Representation; ValueError for other shapes or ranges. `lengths` and `phase` are for sound."
+    expected = f"expected [B, {self.channels}, {self.size}, {self.size}]"
+    if x.ndim != 4 or not x.is_floating_point(): raise ValueError(f"got {x.dtype} images of shape {tuple(x.shape)}, {expected} of floats in [0, 1]")
+    if x.shape[1] != self.channels:
+        kinds = {1: "grey", 3: "colour"}
+        raise ValueError(f"got {kinds.get(x.shape[1], 'other')} images of {x.shape[1]} channels for a {kinds.get(self.channels, 'different')} model, {expected}")
+    if x.shape[2:] != (self.size, self.size): raise ValueError(f"got images of {x.shape[2]} x {x.shape[3]}, {expected}: resize them first")
+    if len(x) and not (x.min() >= -1e-4 and x.max() <= 1 + 1e-4): raise ValueError(f"pixels lie in [{float(x.min()):g}, {float(x.max()):g}], expected [0, 1]: divide bytes by 255")
+    return Representation(x)
+
+@patch
+def render(self: ImageClassifier, rep: Representation, values: Tensor | None = None) -> Tensor:
+    "values (default: the representation's own) -> images [B, C, H, W] in [0, 1]."
+    return (rep.values if values is None else values).clamp(0, 1)
+
+# %% ../nbs/20_classifier.ipynb #bc12447b
+@dataclass(frozen=True)
+class ImageAugment:
+    "What an image goes through in training."
+    flip: bool = True         # left and right exchanged in half of the images
+    shift: float = 0.08       # largest move, share of the size
+    zoom: float = 0.15        # largest relative change of size
+    turn: float = 10.0        # largest rotation, degrees
+    colour: float = 0.3       # largest relative change of contrast and saturation; half of it of brightness
+    mixup: float = 0.0        # Beta(a, a) parameter; 0 = off
+
+def warp_images(x: Tensor, how: ImageAugment) -> Tensor:
+    "Each image [B, C, H, W] flipped, zoomed, turned and moved by its own random amounts."
+    draw = lambda most: most * (2 * torch.rand(len(x), device=x.device) - 1)
+    mirror = torch.where(torch.rand(len(x), device=x.device) < 0.5, -1.0, 1.0) if how.flip else torch.ones(len(x), device=x.device)
+    scale, angle = 1 + draw(how.zoom), torch.deg2rad(draw(how.turn))
+    theta = torch.stack([torch.stack([mirror * scale * angle.cos(), -scale * angle.sin(), draw(2 * how.shift)], 1),
+                         torch.stack([mirror * scale * angle.sin(), scale * angle.cos(), draw(2 * how.shift)], 1)], 1)
+    grid = F.affine_grid(theta, x.shape, align_corners=False)
+    return F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False)
+
+# %% ../nbs/20_classifier.ipynb #61e874fe
+def recolour(x: Tensor, most: float) -> Tensor:
+    "Each image [B, C, H, W] with its own random contrast, saturation and brightness, in [0, 1]."
+    draw = lambda most: most * (2 * torch.rand(len(x), 1, 1, 1, device=x.device) - 1)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = mean + (x - mean) * (1 + draw(most)) + draw(most / 2)
+    grey = x.mean(1, keepdim=True)
+    return (grey + (x - grey) * (1 + draw(most))).clamp(0, 1)
+
+@torch.no_grad()
+def augment_images(x: Tensor, label: Tensor, n_classes: int, how: ImageAugment) -> tuple[Tensor, Tensor]:
+    "Images [B, C, H, W] and labels [B] -> augmented images and soft labels [B, classes]."
+    soft = F.one_hot(label, n_classes).float()
+    x = recolour(warp_images(x, how), how.colour)
+    if how.mixup:
+        share, other = torch.distributions.Beta(how.mixup, how.mixup).sample(), torch.randperm(len(x))
+        x, soft = share * x + (1 - share) * x[other], share * soft + (1 - share) * soft[other]
+    return x, soft
+
+def image_loss(model: ImageClassifier, batch: Any, how: ImageAugment | None = None) -> dict[str, Tensor]:
+    "Cross-entropy of a batch with images `x` and class indices `label`; augmented when `how` is given."
+    x, target = model.represent(batch.x).values, batch.label
+    if how is not None: x, target = augment_images(x, target, len(model.classes), how)
+    return {"cross_entropy": F.cross_entropy(model.classify(x).logits.float(), target)}
+
 # %% ../nbs/20_classifier.ipynb #d44c0f30
 @patch
 def fingerprint(self: Explainable) -> str:
@@ -241,7 +376,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
 
 # %% ../nbs/20_classifier.ipynb #f9f3b4df
 @patch(cls_method=True)
-def from_pretrained(cls: AudioClassifier, folder: str | Path) -> AudioClassifier:
+def from_pretrained(cls: AudioClassifier | ImageClassifier, folder: str | Path) -> Explainable:
     "The classifier saved in `folder`, in eval mode."
     config, weights = read_pretrained(folder, cls.__name__)
     stored = config.pop("fingerprint"); config.pop("kind")
