@@ -116,8 +116,8 @@ def test_the_card_knows_every_metric_it_shows():
 
 def test_sentences_speak_for_the_winner(frame):
     said = wins(frame, "ours")
-    assert re.fullmatch(r"ours beats saliency on AI \(soft\): \+(\d\.\d) \[\d\.\d, \d\.\d\] %", said[0])
-    assert re.fullmatch(r"saliency beats ours on AD \(soft\): −\d\.\d \[−\d\.\d, −\d\.\d\] %", said[1])
+    assert re.fullmatch(r"ours beats saliency on AI \(soft\): \+(\d\.\d) \[\d\.\d, \d\.\d\] %(, p<.001)?", said[0])
+    assert re.fullmatch(r"saliency beats ours on AD \(soft\): −\d\.\d \[−\d\.\d, −\d\.\d\] %(, p<.001)?", said[1])
     assert [s.split(" between")[0] for s in said[2:4]] == ["not decided"] * 2
     assert len(said) == 5 and not any("all ones beats" in s for s in said) and said[-1] == tally(difference_table(frame, "ours"))
     assert "Of 4 comparisons" in said[-1] and "wins 1 and loses 1; 2 are not decided" in said[-1] and "about 0.2" in said[-1]
