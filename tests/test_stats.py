@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats as ss
 
 from lmac_piq.stats import (Interval, bootstrap_ci, cell_columns, compare, holm, over_seeds, paired_difference, paired_test,
-                            probability_of_superiority, seed_spread)
+                            probability_of_superiority, rank_biserial, seed_spread)
 
 finite = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 
@@ -135,6 +135,65 @@ def test_compare_clusters_by_clip_and_survives_cells_without_reference():
     with pytest.raises(ValueError, match="piq"): compare(frame, reference="piq")
     with pytest.raises(ValueError, match="several values"): over_seeds(frame, ["metric"])
     with pytest.raises(ValueError, match="clop"): over_seeds(frame, cell_columns(frame), cluster="clop")
+
+
+def test_rank_biserial_equals_the_literal_sum_and_the_statistic_of_the_test():
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=40) + 0.3, rng.normal(size=40)
+    d = a - b
+    ranks = [sum(abs(x) <= abs(y) for x in d) for y in d]                            # no ties
+    assert np.isclose(rank_biserial(a, b), sum(r * np.sign(x) for r, x in zip(ranks, d)) / sum(ranks))
+    larger = ss.wilcoxon(d, alternative="greater").statistic                         # sum of the positive ranks
+    assert np.isclose(rank_biserial(a, b), 2 * larger / sum(ranks) - 1)
+    assert rank_biserial([1.0], [0.0]) == 1 and rank_biserial([2, 2], [2, 2]) == 0 and np.isnan(rank_biserial([np.nan], [0.0]))
+    groups = np.repeat(np.arange(20), 2)
+    assert np.isclose(rank_biserial(a, b, groups), rank_biserial(d.reshape(20, 2).mean(1), np.zeros(20)))
+
+
+def test_every_row_of_compare_is_what_the_single_functions_say():
+    rng, clips = np.random.default_rng(6), 30
+    frame = pd.DataFrame([(m, i, f"clip {i // 2}", k, rng.normal() + (m == "b")) for m in ("lmac", "a", "b", "c") for i in range(2 * clips) for k in ("FF", "AD")],
+                         columns=["method", "item", "clip", "metric", "value"])
+    frame.loc[rng.random(len(frame)) < 0.1, "value"] = np.nan
+    frame = frame[~((frame["method"] == "c") & (frame["item"] % 7 == 0))]
+    for method in ("percentile", "bca"):
+        table = compare(frame, cluster="clip", method=method, n=300)
+        for _, r in table.iterrows():
+            one = frame[frame["metric"] == r["metric"]].pivot(index=["item", "clip"], columns="method", values="value")
+            pair = one[[r["method"], "lmac"]].dropna()
+            args = pair[r["method"]], pair["lmac"], pair.index.get_level_values("clip")
+            d = paired_difference(*args, method=method, n=300)
+            assert np.allclose([r["difference"], r["low"], r["high"]], [d["mean"], d["low"], d["high"]]) and r["n"] == len(pair)
+            assert np.isclose(r["p"], paired_test(*args)) and np.isclose(r["superiority"], probability_of_superiority(*args)) and np.isclose(r["rank_biserial"], rank_biserial(*args))
+            assert r["unpaired"] == (9 if r["method"] == "c" else 0) and r["n"] + r["undefined"] + r["unpaired"] == 60
+    small = frame.astype({"method": "category", "metric": "category", "clip": "category"})
+    assert np.allclose(compare(small, cluster="clip", method="bca", n=300).select_dtypes("number"), table.select_dtypes("number"))
+    assert np.isclose(compare(frame, cluster="clip", test="permutation", n=100)["p"].iloc[-1], paired_test(*args, method="permutation"))
+
+
+def test_the_family_of_tests_is_the_table_unless_it_is_named():
+    rng = np.random.default_rng(7)
+    frame = pd.DataFrame([(m, i, k, rng.normal() + 0.5 * (m == "a")) for m in ("lmac", "a", "b") for i in range(40) for k in ("FF", "AD", "AI")],
+                         columns=["method", "item", "metric", "value"])
+    table = compare(frame)
+    assert np.allclose(table["p_holm"], holm(table["p"]))
+    by_metric, by_method = (compare(frame, family=f) for f in (["metric"], ["method"]))
+    for k in ("FF", "AD", "AI"): assert np.allclose(by_metric.loc[by_metric["metric"] == k, "p_holm"], holm(table.loc[table["metric"] == k, "p"]))
+    assert (by_metric["p_holm"] <= table["p_holm"]).all() and (by_method["p_holm"] <= table["p_holm"]).all()
+    without = compare(frame, test=None)
+    assert list(without.columns) == [c for c in table.columns if c not in ("p", "p_holm")]
+    with pytest.raises(ValueError, match="condition"): compare(frame, family=["condition"])
+    with pytest.raises(ValueError, match="sign"): compare(frame, test="sign")
+
+
+def test_one_item_or_none_is_a_row_without_interval_or_test():
+    one = pd.DataFrame([("lmac", 0, "FF", 0.5), ("a", 0, "FF", 0.75), ("lmac", 0, "SPS", np.nan), ("a", 0, "SPS", 0.2)], columns=["method", "item", "metric", "value"])
+    ff, sps = compare(one).set_index("metric").loc[["FF", "SPS"]].to_dict("records")
+    assert ff["difference"] == 0.25 and ff["n"] == 1 and ff["superiority"] == 1 and ff["rank_biserial"] == 1 and not ff["clear"]
+    assert all(np.isnan(ff[c]) for c in ("low", "high", "p", "p_holm"))
+    assert sps["n"] == 0 and sps["undefined"] == 1 and all(np.isnan(sps[c]) for c in ("difference", "superiority", "rank_biserial", "p", "p_holm"))
+    alone = compare(one[one["method"] == "lmac"])
+    assert len(alone) == 0 and "p_holm" in alone
 
 
 def test_seed_spread():
