@@ -73,8 +73,9 @@ def _ours(rows: pd.DataFrame, protocol: str, setting: Setting, cluster: str, kw:
     cells = part[split].drop_duplicates()
     if len(cells) > 1: raise ValueError(f"the rows under {protocol!r} come from {len(cells)} data sets, splits or conditions: {cells.to_dict('records')}; select one")
     part = part[part["metric"].isin([_metric(m, protocol) for m in _METRICS])]
-    where = [str(v) for v in cells.iloc[0]]
-    return summarise(part, ["method", "metric"], cluster, **kw), ", ".join(where) + (f", {part['snr_db'].iloc[0]:.3g} dB" if "snr_db" in part and part["snr_db"].notna().any() else "")
+    where = ", ".join(map(str, cells.iloc[0])).replace("esc50", "ESC-50")
+    level = f", {part['snr_db'].iloc[0]:.3g} dB" if "snr_db" in part and part["snr_db"].notna().any() and "dB" not in where else ""
+    return summarise(part, ["method", "metric"], cluster, **kw), where + level
 
 _METRICS = ("AI", "AD", "AG", "FF", "Fid-In", "SPS", "COMP")
 

@@ -241,18 +241,19 @@ def _from_reference(d: pd.DataFrame) -> pd.DataFrame:
     better = d["metric"].map(lambda m: METRICS[m].better)
     d = d.assign(difference=-d["difference"], low=-d["high"], high=-d["low"], superiority=np.where(better > 0, 1 - d["superiority"], d["superiority"]))
     d["favours"] = np.where(d["clear"], np.where(d["difference"] * better > 0, d["reference"], d["method"]), "")
+    if "rank_biserial" in d: d["rank_biserial"] = -better * d["rank_biserial"]
     if "p" in d:
         counted = d["p"].where(~d["method"].isin(BOUNDS))
         d["p_holm"] = holm(counted)
     return d
 
 def difference_table(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str = "item", **kw) -> pd.DataFrame:
-    "Paired differences reference - method: block, method, metric, difference, low, high, n, undefined, unpaired, superiority, p, p_holm, favours; intervals by clip."
+    "Paired differences reference - method: block, method, metric, difference, low, high, n, undefined, unpaired, superiority, rank_biserial, p, p_holm, favours; intervals by clip."
     rows = reported(frame)
     rows = rows[rows["metric"].map(lambda m: METRICS[m].better).astype(int) != 0]
     by = [*_blocks(rows), "metric"]
     d = _from_reference(compare(over_seeds(rows, by, cluster), reference, by, cluster, **kw))
-    tests = [c for c in ("superiority", "p", "p_holm") if c in d]
+    tests = [c for c in ("superiority", "rank_biserial", "p", "p_holm") if c in d]
     table = _ordered(d, reference)[[*by[:-1], "method", "reference", "metric", "reference_mean", "mean", "difference", "low", "high", "n", "undefined", "unpaired", *tests, "favours"]]
     level = kw.get("level", 0.95)
     table.attrs["caption"] = [f"{reference} minus method, paired by item, with {100 * level:g} % bootstrap intervals by clip, seeds averaged within the item. "
@@ -266,7 +267,9 @@ _ALPHA = 0.05   # level of the adjusted tests
 def _survives(differences: pd.DataFrame) -> pd.Series:
     "Comparisons that are decided by their interval and by the adjusted test."
     if "p_holm" not in differences: return pd.Series(False, differences.index)
-    return (differences["favours"] != "") & (differences["p_holm"] < _ALPHA)
+    sure = (differences["favours"] != "") & (differences["p_holm"] < _ALPHA)
+    if "rank_biserial" in differences: sure &= (differences["rank_biserial"] > 0) == (differences["favours"] == differences["reference"])
+    return sure
 
 def tally(differences: pd.DataFrame, level: float = 0.95) -> str:
     "How many comparisons are decided, in whose favour, how many would be by chance, how many survive adjustment; the bounds are not counted."
@@ -368,7 +371,7 @@ def _difference_cell(r: Mapping, metric: str) -> str:
     "Difference, interval and mark of one comparison."
     mark, kind = {"": ("", ""), r["reference"]: ("▲ ", "up")}.get(r["favours"], ("▼ ", "down"))
     p = r.get("p_holm", np.nan)
-    test, star = (f"<small>{html.escape(_p(p))}</small>", "*" if kind and p < _ALPHA else "") if np.isfinite(p) else ("", "")
+    test, star = f"<small>{html.escape(_p(p))}</small>" if np.isfinite(p) else "", "*" * bool(r["_survives"])
     title = f' title="{html.escape(r["reference"])} is better on {100 * r["superiority"]:.0f} % of the clips"' if np.isfinite(r.get("superiority", np.nan)) else ""
     return f'<td class="{kind}"{title}>{mark}{_number(r["difference"], metric, True)}{star}{_small(r["low"], r["high"], r["undefined"], metric)}{test}</td>'
 
@@ -380,7 +383,7 @@ def _cells(table: pd.DataFrame) -> pd.DataFrame:
         notes = [", ".join([f"{i} items"] * (i < m) + [f"{s} seeds"] * (s > 1)) for i, m, s in zip(table["items"], most, table["seeds"])]
         cells = {m: [_cell(r, m) for r in table.to_dict("records")] for m in metrics}
         return table[keys].assign(_group=[f"{i} items" for i in most], _note=notes, **cells)
-    cells = table[keys].assign(metric=table["metric"], cell=[_difference_cell(r, r["metric"]) for r in table.to_dict("records")])
+    cells = table[keys].assign(metric=table["metric"], cell=[_difference_cell(r, r["metric"]) for r in table.assign(_survives=_survives(table)).to_dict("records")])
     wide = table.groupby(keys, sort=False, dropna=False, observed=True)["n"].max().reset_index()
     for m in [m for m in CARD if m in set(cells["metric"])]: wide = wide.merge(cells[cells["metric"] == m].drop(columns="metric").rename(columns={"cell": m}), "left", keys).fillna({m: _EMPTY})
     return wide.assign(_group="", _note=[f"{n} pairs" for n in wide["n"]])

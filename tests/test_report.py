@@ -165,6 +165,13 @@ def test_a_decided_interval_that_the_test_does_not_confirm_has_no_star(tested, m
     d = difference_table(frame, "ours")
     assert "0 of the wins and 0 of the losses remain" in tally(d) and "*<small>" not in table_html(d) and "▲ +" in table_html(d) and "*" not in verdicts(d, "saliency")[0]
 
+def test_no_star_where_ranks_speak_for_the_other_side():
+    d = np.r_[np.full(35, -1.0), np.full(5, 60.0)] + np.linspace(0, 0.1, N)                 # most clips a little worse, a few much better
+    frame = pd.concat([rows("ours", "AI", 20 + d), rows("other", "AI", np.full(N, 20.0))])
+    t = difference_table(frame, "ours")
+    if "rank_biserial" not in t: pytest.skip("no rank-biserial correlation")
+    assert t["favours"][0] == "ours" and t["rank_biserial"][0] < 0 and t["p_holm"][0] < 0.05 and "*<small>" not in table_html(t) and "0 of the wins" in tally(t)
+
 # ---- many methods and conditions
 
 def test_methods_on_fewer_items_are_counted_and_paired_on_what_they_share():
