@@ -203,6 +203,7 @@ def _classifier(frame: pd.DataFrame) -> list[str]:
     named = {_words(*(k if isinstance(k, tuple) else (k,))): v for k, v in right.items()}
     return ["Accuracy of the classifier: " + _list(f"{100 * v:.1f} % ({k})" for k, v in named.items()) + "."]
 
+# %% ../nbs/81_report.ipynb #73ebe5c4
 def _shares(frame: pd.DataFrame) -> str:
     "Number of items, and which methods ran on fewer."
     counts = frame.groupby("method", sort=False, observed=True)["item"].nunique()
@@ -375,6 +376,7 @@ def _difference_cell(r: Mapping, metric: str) -> str:
     title = f' title="{html.escape(r["reference"])} is better on {100 * r["superiority"]:.0f} % of the clips"' if np.isfinite(r.get("superiority", np.nan)) else ""
     return f'<td class="{kind}"{title}>{mark}{_number(r["difference"], metric, True)}{star}{_small(r["low"], r["high"], r["undefined"], metric)}{test}</td>'
 
+# %% ../nbs/81_report.ipynb #baeedcfb
 def _cells(table: pd.DataFrame) -> pd.DataFrame:
     "A table of either kind as HTML cells: block, method, what its group says, note, one column per metric."
     keys = [*_blocks(table), "method"]
