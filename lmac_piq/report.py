@@ -405,6 +405,7 @@ def _section(cells: pd.DataFrame) -> str:
             body.append(f"<tr><th{kind}>{html.escape(r['method'])}{note}</th>{''.join(r[m] for m in metrics)}</tr>")
     return f"<table><thead><tr><th>method</th>{''.join(map(_head, metrics))}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
+# %% ../nbs/81_report.ipynb #8e2e14c0
 def table_html(table: pd.DataFrame) -> str:
     "Any table of a report as an HTML fragment with its caption."
     said = "".join(f"<p>{html.escape(s)}</p>" for s in table.attrs.get("caption", []))
