@@ -10,16 +10,22 @@ from .audio import *
 from .spectral import *
 from .training import *
 from .decoder import *
+from .codebook import *
 from .stats import *
 from .data import *
 from .scenes import *
 from .classifier import *
 from .explanation import *
 from .lmac import *
+from .l2i import *
 from .baselines import *
 from .metrics import *
 from .listen import *
+from .sanity import *
+from .defects import *
 from .experiment import *
+from .evidence import *
+from .published import *
 from .report import *
 
 # %% ../nbs/90_all.ipynb #af4bf618

@@ -109,7 +109,7 @@ def loss(self: LMAC, model: Explainable, batch: Any) -> dict[str, Tensor]:
 # %% ../nbs/31_lmac.ipynb #c25b8011
 def model_fingerprint(model: Explainable) -> str:
     "`model.fingerprint()`, computed again only when a weight has been written since."
-    versions = sum(p._version for p in model.state_dict().values())
+    versions = id(model), sum(p._version for p in model.state_dict().values())
     if getattr(model, "_known_fingerprint", (None, ""))[0] != versions: model._known_fingerprint = (versions, model.fingerprint())
     return model._known_fingerprint[1]
 

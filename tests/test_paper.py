@@ -27,10 +27,18 @@ def runs(tmp_path_factory) -> Path:
 
 def test_every_artefact_is_there(runs):
     report = runs / "tiny" / "report"
-    for name in ("table_in_domain.csv", "table_in_domain.html", "figure_area.png", "figure_qualitative.png", "audio/index.html", "table_scenes.csv", "table_two_events.csv", "index.html"):
+    for name in ("table_in_domain.csv", "table_in_domain.html", "figure_area.png", "figure_qualitative.png", "audio/index.html", "table_scenes.csv", "table_two_events.csv", "index.html",
+                 "table_mixtures.csv", "table_white_noise_speech.html", "table_ablation.csv", "table_published.csv", "table_coverage.csv", "table_defects.html", "table_agreement.csv",
+                 "figure_snr.svg", "figure_randomisation.png", "figure_roar.png", "figure_agreement.png"):
         assert (report / name).stat().st_size > 0, name
     rows = pd.read_parquet(runs / "tiny" / "scenes" / "evaluate" / "per_item.parquet")
     assert set(rows.protocol) == {"published", "corrected"} and set(rows.form) == {"soft", "topk", "same_values"} and rows.item.nunique() == 10
+    methods = rows.groupby(["protocol", "condition"], observed=True).method.unique().map(set)
+    for (protocol, condition), there in methods.items():
+        assert {"L-MAC", "L-MAC, FT (λ 4, CCT 0.6)", "L2I", "saliency", "SmoothGrad", "integrated gradients", "guided backprop", "GradCAM", "Guided GradCAM", "GradientSHAP", "LIME", "activation norm",
+                "random bins", "loudest bins", "constant", "all ones", "all zeros"} <= there, (protocol, condition)
+        assert ("L2I (random theta)" in there) == (protocol == "published")
+    assert {"clean", "noise", "mixture", "white noise"} == set(rows.condition)
     manifest = json.loads((runs / "tiny" / "scenes" / "evaluate" / "manifest.json").read_text())
     assert manifest["classifier"] == json.loads((runs / "tiny" / "scenes" / "lmac-0" / "config.json").read_text())["classifier"]
 
