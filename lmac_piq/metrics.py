@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'FORMS', 'Forms', 'average_increase', 'average_drop', 'average_gain', 'average_drop_published',
            'faithfulness', 'fidelity_in', 'probability_metrics', 'sparseness', 'complexity', 'mask_mean', 'energy',
            'energy_kept', 'level_db', 'average_precision', 'energy_iou', 'si_sdr', 'si_sdr_improvement', 'topk_mask',
-           'same_values', 'Metric', 'evaluate', 'summarise', 'faithfulness_curve']
+           'same_values', 'Metric', 'evaluate', 'summarise', 'faithfulness_curve', 'insertion_deletion']
 
 # %% ../nbs/60_metrics.ipynb #d0d240ea
 import copy
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .classifier import Explainable
+from .classifier import Explainable, Representation
 from .data import Batch
 from .explanation import Explainer, Explanation, Remembered, drop, explain, frozen, keep
 from .stats import bootstrap_ci, cell_columns, over_seeds
@@ -95,12 +95,27 @@ def _count(x: Tensor, valid: Tensor | None) -> Tensor:
     return valid.to(x.device).clamp(0, x.shape[-1])[:, None].long() * (x[0].numel() // x.shape[-1])
 
 def _total(x: Tensor) -> Tensor:
-    "Sum over the entries of each item, [B, 1], in double precision."
-    return x.sum(1, keepdim=True, dtype=torch.float64)
+    "Sum over the entries of each item [B, N], [B, 1] in double precision: blocks of 512 in the precision of x, the blocks in double."
+    blocks = x.shape[1] // 512
+    inner = x[:, :512 * blocks].unflatten(1, (blocks, 512)).sum(2)
+    return inner.sum(1, True, dtype=torch.float64) + x[:, 512 * blocks:].sum(1, True, dtype=torch.float64)
+
+# %% ../nbs/60_metrics.ipynb #4d9b7651
+def _radix(row: np.ndarray) -> np.ndarray:
+    "Stable ascending argsort of float32 [N] in linear time; -0 equals 0."
+    bits = (row + np.float32(0)).view(np.uint32)
+    bits = bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+    low = np.argsort(bits.astype(np.uint16), kind="stable")
+    return low[np.argsort((bits >> 16).astype(np.uint16)[low], kind="stable")]
+
+def _argsort(x: Tensor) -> Tensor:
+    "Stable ascending argsort of [B, N], read as float32."
+    if x.device.type != "cpu": return (x.float() + 0.0).sort(dim=1, stable=True).indices
+    return torch.from_numpy(np.stack([_radix(row) for row in x.float().numpy()]))
 
 def _sorted(x: Tensor) -> Tensor:
-    "x [B, N] in ascending order; on the CPU by numpy, whose sort is vectorised and takes a third of torch's time."
-    return torch.from_numpy(np.sort(x.numpy(), axis=1)) if x.device.type == "cpu" else x.sort(1).values
+    "x [B, N] in ascending order."
+    return x.gather(1, _argsort(x))
 
 # %% ../nbs/60_metrics.ipynb #b3ca9521
 def sparseness(mask: Tensor,               # [B, F, T'] or [B, H, W]
@@ -115,8 +130,9 @@ def _lowest_first(mask: Tensor, valid: Tensor | None) -> Tensor:
 
 def _gini(ascending: Tensor, n: Tensor) -> Tensor:
     "Gini coefficient [B] of sorted magnitudes [B, N], of which the last n [B, 1] count and the others are padding, 0."
-    rank = torch.arange(1, ascending.shape[1] + 1, device=ascending.device) - (ascending.shape[1] - n)
-    return (_total((2 * rank - n - 1).to(ascending.dtype) * ascending) / (n * _total(ascending)))[:, 0]
+    whole, total = ascending.shape[1], _total(ascending)
+    weight = torch.arange(1 - whole, whole, 2, device=ascending.device).to(ascending.dtype)
+    return (((weight * ascending).sum(1, True, dtype=torch.float64) / total - (whole - n)) / n)[:, 0]
 
 def complexity(mask: Tensor, valid: Tensor | None = None) -> Tensor:
     "COMP per item, [B]: entropy in nats of |M| / sum |M|, in [0, ln N]; NaN where the mask is zero everywhere."
@@ -132,7 +148,7 @@ def mask_mean(mask: Tensor, valid: Tensor | None = None) -> Tensor:
 # %% ../nbs/60_metrics.ipynb #6fcdf278
 def energy(values: Tensor) -> Tensor:
     "Energy of each bin from log1p magnitudes, same shape."
-    return values.clamp_min(0).expm1().square()
+    return values.detach().clamp_min(0).expm1_().square_()
 
 def energy_kept(values: Tensor, kept: Tensor, valid: Tensor | None = None) -> Tensor:
     "Energy of the kept part in percent of the input's, per item [B], from log1p magnitudes [B, F, T']."
@@ -143,19 +159,6 @@ def level_db(percent: Tensor) -> Tensor:
     "Level in dB of a part that has `percent` of the energy, per item [B]; NaN for silence."
     db = 10 * (percent / 100).log10()
     return db.masked_fill(~torch.isfinite(db), float("nan"))
-
-# %% ../nbs/60_metrics.ipynb #f48d3908
-def _radix(row: np.ndarray) -> np.ndarray:
-    "Stable ascending argsort of float32 [N] in linear time; -0 equals 0."
-    bits = (row + np.float32(0)).view(np.uint32)
-    bits = bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-    low = np.argsort(bits.astype(np.uint16), kind="stable")
-    return low[np.argsort((bits >> 16).astype(np.uint16)[low], kind="stable")]
-
-def _argsort(x: Tensor) -> Tensor:
-    "Stable ascending argsort of float32 [B, N]."
-    if x.device.type != "cpu": return (x + 0.0).sort(dim=1, stable=True).indices
-    return torch.from_numpy(np.stack([_radix(row) for row in x.numpy()]))
 
 # %% ../nbs/60_metrics.ipynb #6b699c26
 def average_precision(scores: Tensor,              # ranking of the bins [B, F, T'], larger = kept sooner, read as float32
@@ -263,6 +266,9 @@ METRICS |= {
     "energy_kept": Metric(0, "%", 0, float("inf"), "energy of the kept part over the input's"),
     "level_db": Metric(0, "dB", -float("inf"), float("inf"), "level of the kept part relative to the input"),
     "p_kept": Metric(1, "", 0, 1, "probability of the explained class on the kept part"),
+    "p_removed": Metric(-1, "", 0, 1, "probability of the explained class on the removed part"),
+    "insertion": Metric(1, "", 0, 1, "mean of p_kept while the area kept grows from 0 to 1"),
+    "deletion": Metric(-1, "", 0, 1, "mean of p_removed while the area removed grows from 0 to 1"),
     "ap": Metric(1, "", 0, 1, "average precision of the ranking against the true mask"),
     "iou": Metric(1, "", 0, 1, "energy-weighted overlap of mask and true mask"),
     "si_sdr_improvement": Metric(1, "dB", -200, 200, "kept audio towards the target stem, over the mixture"),
@@ -291,18 +297,18 @@ class _Seen:
     batch: Batch
     at: np.ndarray             # positions of the batch in the items
     seed: int
+    valid: Tensor | None       # frames that are not padding [B]; None where there is no padding
     true_mask: Tensor | None
     stem: Tensor | None
 
     @cached_property
-    def valid(self) -> Tensor | None:
-        "Frames that are not padding [B]; None where there is no padding."
-        valid = self.e.rep.valid
-        return None if valid is None or bool((valid >= self.e.rep.values.shape[-1]).all()) else valid
-    @cached_property
     def ties(self) -> Tensor:
         "Each item's own tie order, [B, N]."
         return _tie_order(self.e.mask, [torch.Generator().manual_seed(1_000_003 * self.seed + int(i)) for i in self.batch.item])
+    @cached_property
+    def p_nothing(self) -> Tensor:
+        "Class probabilities [B, C] when nothing is kept."
+        return self.e.model.classify(keep(self.e.model, self.e.rep.values, torch.zeros_like(self.e.mask), self.e.domain)).logits.float().softmax(1)
     @cached_property
     def whole(self) -> Tensor:
         "Energy of the input, [B]."
@@ -361,6 +367,10 @@ def _asked_once(explainers: Sequence[Explainer], reference: Explainer | None) ->
     return [linked(e) for e in explainers], None if reference is None else known[id(reference)]
 
 # %% ../nbs/60_metrics.ipynb #4e5c12cc
+def _real_frames(rep: Representation) -> Tensor | None:
+    "Frames that are not padding [B]; None where there is no padding."
+    return None if rep.valid is None or bool((rep.valid >= rep.values.shape[-1]).all()) else rep.valid
+
 def _truth_at(truth: bool | tuple | None, batch: Batch, at: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
     "True masks and stems of the batch, on its device."
     if not truth: return None, None
@@ -395,8 +405,9 @@ def _cases(model: Explainable, explainer: Explainer | Sequence[Explainer], refer
             e = explain(model, method, batch.x, wanted, domain) if seen is None else seen.e.by(method, wanted)
             if seen is None:
                 batch = batch.to(e.x.device)
-                seen = _Seen(e, batch, at, seed, *_truth_at(truth, batch, at))
-            with frozen(model): mask = e.mask if reference is None else reference.attribute(model, e.rep, e.out, e.target).mask.detach()
+                seen = _Seen(e, batch, at, seed, _real_frames(e.rep), *_truth_at(truth, batch, at))
+            with frozen(model): mask = e.mask if reference is None else reference.attribute(model, e.rep, e.out, e.target).mask
+            mask = mask.detach() if mask.requires_grad else mask
             area = _Area(mask, seen.valid) if area is None or area.mask is not mask else area
             yield _Case(e.explainer_name, e, seen, area)
 
@@ -404,11 +415,15 @@ def _cases(model: Explainable, explainer: Explainer | Sequence[Explainer], refer
 FORMS = ("soft", "topk", "same_values")
 
 def _own_shape(case: _Case, ranked: bool) -> dict[str, Tensor]:
-    "Shape metrics of the method's mask; `ranked` says that the ranking is wanted anyway."
-    if case.e.mask is case.area.mask: return case.area.shape
-    a = _flat(case.e.mask, case.seen.valid).abs()
-    a = a.gather(1, case.ranking) if ranked else a
-    return _shape(case.e.mask, case.seen.valid, a if bool((a[:, 1:] >= a[:, :-1]).all()) else _sorted(a))
+    "Shape metrics of the method's mask; `ranked` says that the ranking is wanted anyway, and lends its order."
+    own = case.e.mask is case.area.mask
+    if ranked and not (own and "ascending" in vars(case.area)):
+        ascending = _flat(case.e.mask, case.seen.valid).abs().gather(1, case.ranking)
+        unsorted = (ascending[:, 1:] < ascending[:, :-1]).any(1)
+        if unsorted.any(): ascending[unsorted] = _sorted(ascending[unsorted])
+        if not own: return _shape(case.e.mask, case.seen.valid, ascending)
+        case.area.ascending = ascending
+    return (case.area if own else _Area(case.e.mask, case.seen.valid)).shape
 
 def _form(case: _Case, form: str, ranked: bool) -> tuple[Tensor, dict[str, Tensor]]:
     "The case's mask in the named form, and its shape metrics."
@@ -510,8 +525,20 @@ def summarise(frame: pd.DataFrame,              # tidy: item, metric, value, and
     return pd.DataFrame(rows)
 
 # %% ../nbs/60_metrics.ipynb #6e290538
+def _at_area(case: _Case, area: float) -> tuple[Tensor, Tensor]:
+    "Probability of the explained class, [B], on the highest-ranked share of the valid bins and on the rest."
+    k = (area * _count(case.e.mask, case.seen.valid)[:, 0]).round().long()
+    _, p_kept, p_removed = _masked(case.e, _highest(k, case.ranking).view_as(case.e.mask))
+    return _at(p_kept, case.e.target), _at(p_removed, case.e.target)
+
+def _shares(areas: Sequence[float]) -> list[float]:
+    "The areas, each between 0 and 1."
+    if bad := [a for a in areas if not 0 <= a <= 1]: raise ValueError(f"areas {bad} are not shares between 0 and 1")
+    return [float(a) for a in areas]
+
+# %% ../nbs/60_metrics.ipynb #e8efab50
 def faithfulness_curve(model: Explainable,
-                       explainer: Explainer,
+                       explainer: Explainer | Sequence[Explainer],
                        items: Any,
                        areas: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75), # shares of the valid bins, in [0, 1]
                        domain: str = "log",
@@ -519,14 +546,37 @@ def faithfulness_curve(model: Explainable,
                        seed: int = 0,
                        target: int | str | Sequence | Tensor | None = None,
                        progress: bool = False
-                      ) -> pd.DataFrame: # item, area, target, predicted, metric, value
-    "FF and p_kept of binary masks of given area, per item; 1 classifier pass per item and 2 per area."
-    if bad := [a for a in areas if not 0 <= a <= 1]: raise ValueError(f"areas {bad} are not shares between 0 and 1")
-    frames = []
+                      ) -> pd.DataFrame: # (method,) item, area, target, predicted, metric, value
+    "FF and p_kept of binary masks of given area, per item; 1 classifier pass per item, shared by all explainers, and 2 per explainer and area."
+    areas, frames = _shares(areas), []
     for case in _cases(model, explainer, None, items, target, domain, batch_size, seed, None, progress):
         with torch.inference_mode(), frozen(model):
-            e, n = case.e, case.area.bins[1]
             for area in areas:
-                _, p_kept, p_removed = _masked(e, _highest((area * n).round().long(), case.ranking).view_as(e.mask))
-                frames.append(_rows(case, {"p_kept": _at(p_kept, e.target), "FF": faithfulness(e.p, p_removed, e.target)}, area=float(area)))
+                p_kept, p_removed = _at_area(case, area)
+                frames.append(_rows(case, {"p_kept": p_kept, "FF": _at(case.e.p, case.e.target) - p_removed}, area=area))
+    return _tidy(frames, explainer)
+
+# %% ../nbs/60_metrics.ipynb #e63b95d6
+def insertion_deletion(model: Explainable,
+                       explainer: Explainer | Sequence[Explainer],
+                       items: Any,
+                       steps: int | Sequence[float] = 16,  # equal steps from area 0 to 1, or the areas between the ends
+                       curve: bool = False,                # also return the points of the curves, p_kept and p_removed by `area`
+                       domain: str = "log",
+                       batch_size: int = 16,
+                       seed: int = 0,
+                       target: int | str | Sequence | Tensor | None = None,
+                       progress: bool = False
+                      ) -> pd.DataFrame: # (method,) item, (area,) target, predicted, metric, value; area is NaN for the areas under the curves
+    "Insertion and deletion per item; 2 classifier passes per item, shared by all explainers, and 2 per explainer and inner step."
+    inner = np.arange(1, steps) / steps if isinstance(steps, int) else np.unique(_shares(steps))
+    areas, frames = [0.0, *(a for a in map(float, inner) if 0 < a < 1), 1.0], []
+    for case in _cases(model, explainer, None, items, target, domain, batch_size, seed, None, progress):
+        with torch.inference_mode(), frozen(model):
+            p, nothing = (_at(table, case.e.target) for table in (case.e.p, case.seen.p_nothing))
+            points = [(nothing, p), *(_at_area(case, a) for a in areas[1:-1]), (p, nothing)]
+        if curve: frames += [_rows(case, {"p_kept": kept, "p_removed": removed}, area=a) for a, (kept, removed) in zip(areas, points)]
+        grid, (kept, removed) = torch.tensor(areas, dtype=torch.float64), (torch.stack(side, 1).double().cpu() for side in zip(*points))
+        under = {"insertion": torch.trapezoid(kept, grid), "deletion": torch.trapezoid(removed, grid)}
+        frames.append(_rows(case, under, **({"area": float("nan")} if curve else {})))
     return _tidy(frames, explainer)

@@ -11,8 +11,8 @@ from lmac_piq.classifier import Explainable, Output, Representation
 from lmac_piq.data import Batch
 from lmac_piq.explanation import Attribution
 from lmac_piq.metrics import (FORMS, METRICS, average_drop, average_drop_published, average_gain, average_increase, average_precision, complexity,
-                              energy_iou, evaluate, faithfulness, faithfulness_curve, fidelity_in, mask_mean, same_values, si_sdr, si_sdr_improvement,
-                              sparseness, summarise, topk_mask)
+                              energy_iou, evaluate, faithfulness, faithfulness_curve, fidelity_in, insertion_deletion, mask_mean, same_values, si_sdr,
+                              si_sdr_improvement, sparseness, summarise, topk_mask)
 from lmac_piq.spectral import Spectrogram
 
 seeds = st.integers(0, 10_000)
@@ -189,9 +189,21 @@ def test_ties_are_seeded_fair_and_independent_of_the_batch():
 def test_the_sort_of_other_devices_gives_the_same(monkeypatch, mask_batch):
     truth = (mask_batch > 0.4).float()
     here = [sparseness(mask_batch), average_precision(mask_batch.round(decimals=1), truth), topk_mask(mask_batch.round(decimals=1), 500)]
-    monkeypatch.setattr(metrics, "_sorted", lambda x: x.sort(1).values)
+    monkeypatch.setattr(metrics, "_argsort", lambda x: (x.float() + 0.0).sort(dim=1, stable=True).indices)
     there = [sparseness(mask_batch), average_precision(mask_batch.round(decimals=1), truth), topk_mask(mask_batch.round(decimals=1), 500)]
-    assert all(torch.allclose(a, b) for a, b in zip(here, there))
+    assert all(torch.equal(a, b) for a, b in zip(here, there))
+
+
+def test_sums_and_sorts_of_a_full_plane_are_exact():
+    x = random(3, 221_103) ** 4
+    assert torch.allclose(metrics._total(x), x.double().sum(1, True), rtol=1e-8)
+    a = x.double().sort(1).values
+    gini = ((2 * torch.arange(1, a.shape[1] + 1) - a.shape[1] - 1) * a).sum(1) / (a.shape[1] * a.sum(1))
+    assert torch.allclose(sparseness(x[:, None]), gini, rtol=1e-8)
+    share = a / a.sum(1, True)
+    assert torch.allclose(complexity(x[:, None]), torch.special.entr(share).sum(1), rtol=1e-8)
+    wild = torch.tensor([[3.0, -0.0, 1e-45, -1e38, 0.0, -1e-45, 7e37, -2.0, 0.0]])
+    assert torch.equal(metrics._argsort(wild), (wild + 0.0).sort(dim=1, stable=True).indices)
 
 
 # ---- evaluate
@@ -341,6 +353,72 @@ def test_targets_by_name_by_item_and_refused(waves):
     with pytest.raises(ValueError, match="25"): faithfulness_curve(model, best, waves, (25,))
 
 
+# ---- several methods at once
+
+class Borrower:
+    "Keeps the loudest bins, as many as its reference keeps."
+    fixed_frames, class_conditional = None, True
+    def __init__(self, reference, name): self.reference, self.name = reference, name
+    def attribute(self, model, rep, out, target):
+        k = self.reference.attribute(model, rep, out, target).mask.flatten(1).sum(1).round().long()
+        return Attribution(topk_mask(rep.values, k), scores=rep.values)
+
+
+class Asked(Drawn):
+    "Counts its questions."
+    asked = 0
+    def attribute(self, *question): self.asked += 1; return super().attribute(*question)
+
+
+def test_a_list_shares_the_pass_and_gives_each_method_its_own_rows(waves):
+    model, lender = Toy(), Asked(lambda v, band: band.expand_as(v) * 0.5, "lender")
+    methods = [lender, Borrower(lender, "a"), Borrower(lender, "b"), loudest, zeros]
+    forms = {m.name: FORMS for m in methods[:4]} | {"zeros": "soft"}
+    together = evaluate(model, methods, waves, form=forms, reference=lender, batch_size=4)
+    assert model.passes == (1 + 2 * 13) * 10 and lender.asked == 3, "one pass and one question per batch, two passes per mask"
+    assert list(together.columns) == ["method", "item", "form", "target", "predicted", "metric", "value"]
+    assert methods[1].reference is lender, "the list is left as it was"
+    for m in methods:
+        alone = evaluate(model, m, waves, form=forms[m.name], reference=lender, batch_size=4)
+        mine = together[together["method"] == m.name].drop(columns="method").reset_index(drop=True)
+        pd.testing.assert_frame_equal(mine, alone, rtol=1e-9)
+    own = evaluate(model, [best, loudest], waves, form="topk")
+    for m in (best, loudest): assert np.array_equal(own.loc[own["method"] == m.name, "value"], evaluate(model, m, waves, form="topk")["value"], equal_nan=True)
+    assert set(evaluate(model, [best], waves)["method"]) == {"best"} and "method" not in evaluate(model, best, waves)
+
+
+def test_nulls_and_gradients_in_one_list(waves):
+    from lmac_piq.baselines import Saliency, nulls
+    lender = Asked(lambda v, band: 0.25 + 0.5 * band.expand_as(v), "lender")
+    methods = [Saliency(), lender, *nulls(lender)]
+    frame = evaluate(Toy(), methods, waves, form=("soft", "topk"), reference=lender, batch_size=16)
+    assert lender.asked == 1 and set(frame["method"]) == {m.name for m in methods}
+    area = frame.query("metric == 'mask_mean' and form == 'topk'").groupby("item")["value"]
+    assert (area.nunique() == 1).all() and area.size().eq(len(methods)).all()
+
+
+def test_a_list_is_refused_where_rows_could_not_be_told_apart(waves):
+    with pytest.raises(ValueError, match="best"): evaluate(Toy(), [best, Drawn(best.draw, "best")], waves)
+    with pytest.raises(ValueError, match="no explainers"): evaluate(Toy(), [], waves)
+    with pytest.raises(ValueError, match="loudest"): evaluate(Toy(), [best, loudest], waves, form={"best": FORMS})
+    with pytest.raises(ValueError, match="hard"): evaluate(Toy(), [best], waves, form={"best": "hard"})
+
+
+def test_padding_and_unsorted_masks_in_a_list():
+    "A mask that does not follow its scores is sorted for itself; the padding is nobody's."
+    short = torch.randn(3, 300, generator=torch.Generator().manual_seed(1))
+    contrary = Drawn(lambda v, band: torch.rand(v.shape, generator=torch.Generator().manual_seed(2)), "contrary")
+    contrary.attribute = lambda model, rep, out, target: Attribution(contrary.draw(rep.values, None), scores=rep.values)
+    frame = evaluate(Toy(), [ones, contrary], short, form=FORMS, reference=contrary)
+    mask = contrary.draw(torch.empty(3, 33, 21), None)
+    valid = torch.full((3,), 300 // 32 + 1)
+    rows = wide(frame[frame["method"] == "contrary"])
+    for form in ("soft", "same_values"):
+        for name, metric in {"SPS": sparseness, "COMP": complexity, "mask_mean": mask_mean}.items(): assert np.allclose(rows.loc[form, name], metric(mask, valid))
+
+
+# ---- insertion and deletion
+
 class Pixels(Explainable):
     "Two classes: the left and the right half of a colour image."
     def __init__(self):
@@ -368,3 +446,88 @@ def test_summaries_average_seeds_and_keep_methods_apart(waves):
     alone = summarise(frame).set_index(["form", "metric"])
     assert len(table) == 2 * len(alone) and np.isclose(table.loc[("a", "soft", "FF"), "mean"], alone.loc[("soft", "FF"), "mean"] + 0.5)
     assert table.loc[("a", "soft", "FF"), "n"] == 10 and (alone["low"] <= alone["mean"]).all()
+
+
+class Linear(Explainable):
+    "Two classes over an image of ones: the logit of the first is 4 times the share of its support that is there, the other's is 0."
+    def __init__(self, support):
+        super().__init__()
+        self.classes, self.baseline, self.passes = ["support", "nothing"], "zero", 0
+        self.weight = torch.nn.Parameter(support.float())
+    def represent(self, x, lengths=None): return Representation(x)
+    def classify(self, values):
+        self.passes += len(values)
+        logit = 4 * (values[:, 0] * self.weight).sum((1, 2)) / self.weight.sum()
+        return Output(torch.stack([logit, torch.zeros_like(logit)], 1), [])
+    def render(self, rep, values=None): return rep.values if values is None else values
+
+
+def test_insertion_and_deletion_equal_the_integrals_of_a_linear_classifier():
+    support = random(20, 25) < 0.3
+    share, images = support.float().mean().item(), torch.ones(3, 1, 20, 25)
+    known = Drawn(None, "known"); known.attribute = lambda model, rep, out, target: Attribution(support.float().expand(len(target), -1, -1))
+    worst = Drawn(None, "worst"); worst.attribute = lambda model, rep, out, target: Attribution(1 - support.float().expand(len(target), -1, -1))
+    model, sigmoid = Linear(support), lambda x: 1 / (1 + np.exp(-x))
+    frame = insertion_deletion(model, [known, worst], images, steps=500, batch_size=3)
+    assert model.passes == 3 * (2 + 2 * 2 * 499)
+    fine = (np.arange(100_000) + 0.5) / 100_000
+    there = {"known": np.minimum(fine / share, 1), "worst": np.maximum(0, (fine - (1 - share)) / share)}
+    got = frame.groupby(["method", "metric"])["value"].mean()
+    for m, inside in there.items():
+        assert np.isclose(got[m, "insertion"], sigmoid(4 * inside).mean(), atol=1e-4) and np.isclose(got[m, "deletion"], sigmoid(4 * (1 - inside)).mean(), atol=1e-4)
+    coarse = insertion_deletion(model, known, images[:1], steps=(0.5, 0.25, 0.25, 1.0, 0.0)).set_index("metric")["value"]
+    grid = np.array([0, 0.25, 0.5, 1])
+    there = [min(round(a * 500) / support.sum().item(), 1) for a in grid]
+    assert np.isclose(coarse["insertion"], np.trapezoid(sigmoid(4 * np.array(there)), grid)) and np.isclose(coarse["deletion"], np.trapezoid(sigmoid(4 * (1 - np.array(there))), grid))
+
+
+def test_insertion_and_deletion_by_curve_by_batch_and_by_method(waves):
+    model = Toy()
+    frame = insertion_deletion(model, [best, loudest, ones], waves, steps=4, curve=True, batch_size=4)
+    assert model.passes == 10 * (2 + 3 * 2 * 3) and list(frame.columns) == ["method", "item", "area", "target", "predicted", "metric", "value"]
+    assert set(frame["metric"]) == {"p_kept", "p_removed", "insertion", "deletion"} <= set(METRICS) and len(frame) == 10 * 3 * (2 * 5 + 2)
+    curve = frame.pivot(index=["method", "item", "metric"], columns="area", values="value")
+    for side, area in (("p_kept", "insertion"), ("p_removed", "deletion")):
+        points, under = (curve.xs(k, level="metric").loc[list(("best", "loudest", "ones"))] for k in (side, area))
+        assert np.allclose(np.trapezoid(points[[0, 0.25, 0.5, 0.75, 1]], dx=0.25), under[np.nan])
+    p_c = evaluate(model, best, waves).query("metric == 'p_c'")["value"].to_numpy()
+    assert np.allclose(curve.loc["best"].xs("p_kept", level="metric")[1.0], p_c) and np.allclose(curve.loc["best"].xs("p_removed", level="metric")[0.0], p_c)
+    inner = faithfulness_curve(model, [best], waves, (0.25, 0.5)).query("metric == 'p_kept'")
+    assert np.allclose(inner.pivot(index="item", columns="area", values="value"), curve.loc["best"].xs("p_kept", level="metric")[[0.25, 0.5]])
+    class Source:
+        def __len__(self): return 10
+        def __getitem__(self, at): return Batch(waves[at], item=torch.from_numpy(at))
+    for size in (1, 10):
+        other = insertion_deletion(model, [best, loudest, ones], Source(), steps=4, curve=True, batch_size=size)
+        assert np.allclose(frame["value"], other["value"], atol=1e-5)
+    for bad in ((25,), (-0.1, 0.5)):
+        with pytest.raises(ValueError, match="shares"): insertion_deletion(model, best, waves, steps=bad)
+
+
+# ---- what must have a defined outcome
+
+def test_silence_empty_masks_two_classes_and_one_item_are_defined():
+    from lmac_piq.baselines import nulls
+    model, silence = Toy(), torch.zeros(1, 800)
+    methods = [best, *nulls(best), Drawn(lambda v, band: torch.zeros_like(v), "empty")]
+    frame = evaluate(model, methods, silence, form=FORMS, reference=best)
+    rows = frame.pivot(index=["method", "form"], columns="metric", values="value")
+    assert (rows["AI"] == 0).all() and np.allclose(rows[["AD", "AD_published", "AG", "FF"]], 0, atol=1e-4) and rows["Fid-In"].isin([0, 1]).all() and np.allclose(rows["p_c"], 1 / 3)
+    assert rows["energy_kept"].between(0, 100.001).all() and (rows["level_db"].isna() == (rows["energy_kept"] == 0)).all()
+    empty = [i for i in rows.index if i in {("empty", "soft"), ("all zeros", "soft")}]
+    assert rows.loc[empty, ["SPS", "COMP"]].isna().all(axis=None) and (rows.loc[empty, "mask_mean"] == 0).all()
+    assert rows.drop(empty)[["SPS", "COMP", "mask_mean"]].notna().all(axis=None)
+    assert np.allclose(insertion_deletion(model, methods, silence, steps=3)["value"], 1 / 3)
+    table = summarise(frame)
+    assert (table["n"] + table["undefined"] == 1).all() and table["low"].isna().all()
+    none = evaluate(model, [best, loudest], 0.3 * random(2, 800), form=FORMS, reference=zeros)
+    derived = none[none["form"] != "soft"].pivot(index=["method", "form", "item"], columns="metric", values="value")
+    assert derived[["SPS", "COMP", "level_db"]].isna().all(axis=None) and np.allclose(derived[["mask_mean", "energy_kept", "FF"]], 0, atol=1e-5)
+
+
+def test_a_two_class_classifier_has_every_metric():
+    images = random(4, 3, 8, 8)
+    half = Drawn(None, "half"); half.attribute = lambda model, rep, out, target: Attribution((torch.arange(8) // 4 == target[:, None]).float()[:, None].expand(-1, 8, 8))
+    frame = evaluate(Pixels(), [half], images, form=FORMS)
+    assert frame["value"].notna().all() and set(frame["target"]) <= {0, 1} and (frame.query("metric == 'AD_published'")["value"] < METRICS["AD_published"].high).all()
+    assert insertion_deletion(Pixels(), half, images, steps=4)["value"].between(0, 1).all()
