@@ -355,18 +355,19 @@ def _clouds(size:int, cells:int, g:torch.Generator) -> Tensor: # [size, size], a
     grid = torch.randn(1, 1, cells, cells, generator=g)
     return torch.nn.functional.interpolate(grid, size=(size, size), mode="bicubic", align_corners=True)[0, 0]
 
-def _tint(g:torch.Generator, others:list[Tensor], far:float=.45) -> Tensor: # [3, 1, 1]
+def _tint(g:torch.Generator, others:list[Tensor], far:float=.6) -> Tensor: # [3, 1, 1]
     "A random colour at least `far` from the others in RGB."
     while True:
         colour = torch.rand(3, 1, 1, generator=g)
         if all((colour - other).norm() >= far for other in others): return colour
 
-def _ground(size:int, g:torch.Generator) -> tuple[Tensor, Tensor]: # ground [3, size, size], base colour [3, 1, 1]
-    "A textured ground with a blotch on it."
+def _ground(size:int, g:torch.Generator, clutter:bool=True) -> tuple[Tensor, Tensor]: # ground [3, size, size], base colour [3, 1, 1]
+    "A textured ground with a blotch on it; without clutter, a few faint clouds."
     base, at = _tint(g, []), torch.arange(size)/size
+    if not clutter: return base + .03*_clouds(size, 5, g), base
     angle, waves = _rand(g, 0, math.pi), _rand(g, 3, 9)
     grating = torch.sin(2*math.pi*(waves*(math.cos(angle)*at[None, :] + math.sin(angle)*at[:, None]) + _rand(g, 0, 1)))
-    ground = base + _rand(g, .03, .1)*_clouds(size, 5, g) + _rand(g, .03, .1)*grating
+    ground = base + _rand(g, .02, .06)*_clouds(size, 5, g) + _rand(g, .02, .06)*grating
     blotch = torch.rand(3, 1, 1, generator=g).round()   # a corner of the colour cube
     field = _clouds(size, 4, g)
     return torch.where(field > field.quantile(.88), blotch, ground), base
@@ -401,6 +402,7 @@ def make_shapes(
     size:int=48, # height and width in pixels
     distractor:int|None=None, # class of a second shape, other than the target's
     equal:bool=False, # both shapes of one size
+    clutter:bool=True, # grating and blotch on the ground
 ) -> ShapeImage:
     "One image: a shape, perhaps another, on a textured ground with a blotch."
     for c in (label, distractor):
@@ -410,7 +412,7 @@ def make_shapes(
     g, names = generator, [SHAPES[c] for c in (label, distractor) if c is not None]
     large = _rand(g, .06, .08) if equal else _rand(g, .08, .13)
     areas = [large, large if equal else large*_rand(g, .25, .5)][:len(names)]
-    image, base = _ground(size, g)
+    image, base = _ground(size, g, clutter)
     covers, colours = [], [base]
     for name, area, centre in zip(names, areas, _centres([_reach(n, a) for n, a in zip(names, areas)], g)):
         covers.append(draw_shape(name, size, centre, area, _rand(g, 0, 2*math.pi))); colours.append(_tint(g, colours))
@@ -427,9 +429,10 @@ class ShapeImages:
         size:int=48, # height and width in pixels
         seed:int=0, # another seed, another split
         two_shapes:bool|str=True, # True, False, or "equal" for two shapes of one size
+        clutter:bool=True, # False for a plain ground, on which a small network learns in seconds
     ):
         if two_shapes not in (True, False, "equal"): raise ValueError(f"two_shapes must be True, False or 'equal', got {two_shapes!r}")
-        self.n, self.size, self.seed, self.two_shapes, self.classes = n, size, seed, two_shapes, SHAPES
+        self.n, self.size, self.seed, self.two_shapes, self.clutter, self.classes = n, size, seed, two_shapes, clutter, SHAPES
 
     def __len__(self) -> int: return self.n
 
@@ -438,7 +441,7 @@ class ShapeImages:
         i = int(i) % self.n
         g = torch.Generator().manual_seed(int(np.random.SeedSequence((self.seed, i, 1)).generate_state(1, np.uint64)[0]))
         label, step = i % len(SHAPES), int(torch.randint(1, len(SHAPES), (1,), generator=g))
-        return make_shapes(label, g, self.size, (label + step) % len(SHAPES) if self.two_shapes else None, self.two_shapes == "equal")
+        return make_shapes(label, g, self.size, (label + step) % len(SHAPES) if self.two_shapes else None, self.two_shapes == "equal", self.clutter)
 
 # %% ../nbs/13_scenes.ipynb #eee97009
 @patch

@@ -234,12 +234,17 @@ def test_shape_images(size, two):
     assert not torch.equal(items[0].image, ShapeImages(12, size, seed=3, two_shapes=two)[0].image)
 
 
+def test_plain_ground_is_plain():
+    rough = lambda clutter: torch.stack([i.image[:, i.mask + i.distractor_mask == 0].std(1).mean() for i in ShapeImages(12, seed=1, clutter=clutter)]).mean()
+    assert rough(False) < .07 < .12 < rough(True)
+
+
 def test_shape_masks_align_with_the_image():
     "Inside the mask the image has one colour, up to texture and noise; a mask moved by a third of the image has not"
     within = lambda image, mask: torch.stack([c[mask == 1].std() for c in image]).mean()
     items = [ShapeImages(60, seed=4)[i] for i in range(60)]
     here, there = (torch.stack([within(i.image, i.mask.roll(shift, 1)) for i in items]) for shift in (0, 16))
-    assert here.max() < .12 and (here < there).float().mean() > .95
+    assert here.max() < .12 and (here < there).float().mean() > .85 and there.mean() > 2*here.mean()
 
 
 def test_wrong_shapes_are_refused():
