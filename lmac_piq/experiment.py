@@ -407,7 +407,7 @@ def publish(preset: str) -> Path:
     runs, target = run_folder(preset), project_root() / "paper_figures" / "results" / preset
     if not (runs / "report" / "index.html").exists(): raise FileNotFoundError(f"{runs} has no finished report: run `make paper PRESET={preset}` first")
     copies = {p: p.name for p in sorted((runs / "report").glob("*.*")) if p.suffix in (".csv", ".html", ".png", ".svg") and p.stem != "index"}
-    copies |= {p: f"{p.parts[-3]}-{p.name}" for p in sorted(runs.glob("*/evaluate/*.parquet"))}
+    copies |= {p: f"{p.parts[-3]}-{p.name}" for p in sorted(runs.glob("*/*/*.parquet"))}
     copies |= {p: f"{p.parts[-4]}-{p.parts[-3]}-log.csv" for p in sorted(runs.glob("*/*/fit/log.csv"))}
     for source, name in copies.items():
         with atomic(target / name) as part: shutil.copyfile(source, part)
