@@ -227,8 +227,8 @@ def evaluate_stage(plan: Plan, preset: str, root: str | Path, folder: str | Path
 
 # %% ../nbs/83_evidence.ipynb #a7b9d7ff
 def ablation_rows(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
-    "Rows of L-MAC and of every fine-tuning on the items that all of them have, first seed."
-    names = ["L-MAC", *(f"L-MAC, {t}" for t in plan.tunings)]
+    "Rows of L-MAC, of every fine-tuning and of two nulls on the items that all of them have, first seed."
+    names = ["L-MAC", *(f"L-MAC, {t}" for t in plan.tunings), "loudest bins", "random bins"]
     rows = rows[rows["method"].isin(names) & (rows["seed"] == plan.seeds[0]) & rows["metric"].isin(set(rows["metric"]) - {"insertion", "deletion"})]
     keys = ["protocol", "condition", "split", "item"]
     counts = rows.groupby(keys, observed=True)["method"].nunique()
