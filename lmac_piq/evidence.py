@@ -186,12 +186,14 @@ def curve_methods(plan: Plan, root: Path, model: AudioClassifier, seed: int) -> 
 
 def cell_rows(plan: Plan, root: Path, model: AudioClassifier, sets: Sets, condition: Condition, seed: int, group: str) -> pd.DataFrame:
     "Rows of one condition and seed: the `main` methods, the `slow` ones, insertion and deletion `areas`, or the `curve` over area."
-    clips, ask, reference = condition_clips(sets, condition, plan.evidence.contaminants), plan.evidence, LMAC.from_pretrained(root / f"lmac-{seed}", model)
+    clips, ask = condition_clips(sets, condition, plan.evidence.contaminants), plan.evidence
     wanted, slow = (plan.test_items, ask.slow_items) if condition.kind == "noise" else (ask.other_items, -(-ask.slow_items // 2))
     picked = spread(len(clips), wanted * (1 if condition.kind == "clean" else ask.contaminants))
     some = picked[spread(len(picked), slow if group == "slow" else ask.curve_items)]
-    if group == "main": return evaluate_on(plan, model, main_methods(plan, root, model, seed, condition.protocol), reference, clips, picked, condition.protocol, seed)
-    if group == "slow": return evaluate_on(plan, model, slow_methods(plan, root, model, seed, condition.protocol), reference, clips, some, condition.protocol, seed)
+    if group in ("main", "slow"):
+        methods = (main_methods if group == "main" else slow_methods)(plan, root, model, seed, condition.protocol)
+        reference = methods[0] if group == "main" else LMAC.from_pretrained(root / f"lmac-{seed}", model)      # the very object that the nulls borrow from: asked once
+        return evaluate_on(plan, model, methods, reference, clips, picked if group == "main" else some, condition.protocol, seed)
     measure = insertion_deletion if group == "areas" else faithfulness_curve
     with autocast(plan, model): rows = measure(model, curve_methods(plan, root, model, seed), Part(clips, some), batch_size=plan.batch_size, seed=seed)
     return rows.assign(seed=seed, clip=rows["item"] % CLIP, **({"form": "soft"} if group == "areas" else {}))
