@@ -342,7 +342,7 @@ def retrain(start: Explainable,                                  # trained in pl
     "Train a classifier on masked values by cross-entropy."
     def loss(batch: Batch) -> dict[str, Tensor]:
         if how is None: return {"cross_entropy": F.cross_entropy(start.classify(batch.x).logits.float(), batch.label)}
-        mel, target = augment(start.mel(batch.x), batch.label, len(start.classes), how)
+        mel, target = augment(start.reads(batch.x), batch.label, len(start.classes), how)
         return {"cross_entropy": F.cross_entropy(start.network(mel).logits.float(), target)}
     fit(start, loss, epoch, replace(config, seed=seed), steps, device=device, progress=progress)
     return start.eval()
