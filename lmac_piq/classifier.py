@@ -250,7 +250,7 @@ class MNISTNet(nn.Module):
         self.conv3, self.conv4 = nn.Conv2d(64, 64, 3), nn.Conv2d(64, 128, 3)
         self.relu1, self.relu2, self.relu3, self.relu4, self.relu5 = (nn.ReLU() for _ in range(5))
         self.fc1, self.fc2 = nn.Linear(128 * 4 * 4, 128), nn.Linear(128, n_classes)
-        self.dropout1, self.dropout2 = nn.Dropout(0.25), nn.Dropout(0.5)
+        self.dropout1, self.dropout2, self.channels = nn.Dropout(0.25), nn.Dropout(0.5), [64, 64, 128]
 
     def forward(self, x: Tensor) -> Output:
         pooled = F.max_pool2d(self.relu2(self.conv2(self.relu1(self.conv1(x)))), 2)
@@ -282,7 +282,7 @@ class ResNet(nn.Module):
         sizes = [max(1, round(c * width)) for c in (16, 32, 64, 128)]
         self.stem, self.bn0, self.relu0 = nn.Conv2d(channels, sizes[0], 3, 2, 1, bias=False), nn.BatchNorm2d(sizes[0]), nn.ReLU()
         self.stages = nn.ModuleList(nn.Sequential(ResidualBlock(i, o, 2), ResidualBlock(o, o)) for i, o in zip(sizes, sizes[1:]))
-        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(sizes[-1], n_classes)
+        self.dropout, self.head, self.channels = nn.Dropout(dropout), nn.Linear(sizes[-1], n_classes), sizes
 
     def forward(self, x: Tensor) -> Output:
         features = [self.relu0(self.bn0(self.stem(4 * x - 2)))]         # pixels to mean 0 and spread 1, roughly

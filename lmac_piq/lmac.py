@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .classifier import Explainable, Output, Representation, load_weights, read_pretrained
-from .decoder import LightDecoder, PublishedDecoder, make_decoder
+from .decoder import ImageDecoder, LightDecoder, PublishedDecoder, make_decoder
 from .explanation import Attribution, drop, frozen, keep
 from .training import atomic, save_weights
 
@@ -42,7 +42,7 @@ class LMACWeights:
 
 # %% ../nbs/31_lmac.ipynb #ee6ddddd
 def total_variation(mask: Tensor) -> Tensor:
-    "Squared differences along frequency and time, summed over the mask, halved, averaged over the batch."
+    "Squared differences along both axes, summed over the mask, halved, averaged over the batch."
     return ((mask.diff(dim=1) ** 2).sum() + (mask.diff(dim=2) ** 2).sum()) / (2 * len(mask))
 
 def _log_not(logits: Tensor, target: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def mean_area(mask: Tensor, guided: Tensor, protocol: str = "default") -> Tensor
 
 def lmac_terms(model: Explainable, values: Tensor, mask: Tensor, target: Tensor, weights: LMACWeights = LMACWeights(),
                domain: str = "log", guided: Tensor | None = None) -> dict[str, Tensor]:
-    "The weighted terms of the L-MAC loss for masks [B, F, T'] and explained classes [B]; `guided` [B] clips pay nothing for their area."
+    "The weighted terms of the L-MAC loss for masks [B, F, T'] or [B, H, W] and explained classes [B]; `guided` [B] clips pay nothing for their area."
     both = torch.cat([keep(model, values, mask, domain), drop(model, values, mask, domain)])
     kept, removed = model.classify(both).logits.float().chunk(2)
     left = _log_not(removed, target) if weights.bounded else F.cross_entropy(removed, target)
@@ -70,14 +70,14 @@ def lmac_terms(model: Explainable, values: Tensor, mask: Tensor, target: Tensor,
 class LMAC(nn.Module):
     "The L-MAC explainer: a mask decoder on a frozen classifier's feature maps."
     fixed_frames = None
-    def __init__(self, decoder: LightDecoder | PublishedDecoder, weights: LMACWeights = LMACWeights(), name: str = "L-MAC", domain: str = "log"):
+    def __init__(self, decoder: LightDecoder | ImageDecoder | PublishedDecoder, weights: LMACWeights = LMACWeights(), name: str = "L-MAC", domain: str = "log"):
         super().__init__()
         self.tuning: "FineTuning | None" = None      # set by `fine_tuned`: the second stage
         self.decoder, self.weights, self.name, self.domain, self.fingerprint = decoder, weights, name, domain, ""
         self.class_conditional = bool(decoder.config.get("n_classes", 0))
 
     def masks(self, out: Output, values: Tensor, target: Tensor) -> Tensor:
-        "Masks [B, F, T'] in [0, 1] for the classes [B]."
+        "Masks [B, F, T'] or [B, H, W] in [0, 1] for the classes [B]."
         return self.decoder(out.features, values, target).float().sigmoid()
 
     def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
@@ -92,7 +92,7 @@ def pick_target(self: LMAC, out: Output, annotation: Tensor | None = None) -> Te
     "The classes to train on: predicted ones, or a draw that a class-conditional decoder learns from."
     predicted = out.logits.argmax(1)
     if not self.class_conditional: return predicted
-    if annotation is not None: return torch.multinomial(annotation.float(), 1)[:, 0]
+    if annotation is not None and annotation.ndim == 2: return torch.multinomial(annotation.float(), 1)[:, 0]
     p = out.logits.float().softmax(1).scatter(1, predicted[:, None], 0.0) + 1e-6
     return torch.where(torch.rand(len(p), device=p.device) < 0.5, predicted, torch.multinomial(p, 1)[:, 0])
 
@@ -135,6 +135,7 @@ def loud_bins(values: Tensor, share: float = 0.35) -> Tensor:
 def guidance(explainer: LMAC, model: Explainable, values: Tensor, mask: Tensor, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
     "Which clips are guided [B], and the weighted guidance and the share of guided clips."
     if getattr(batch, "clean", None) is None: raise ValueError(f"{explainer.name} is fine-tuned on noisy clips and needs their clean versions: give batches with `clean`")
+    if values.ndim != 3: raise ValueError(f"{explainer.name}: fine-tuning draws masks towards a spectrogram's loud bins, images have none: train it on images without tuning")
     tuning = explainer.tuning
     with torch.no_grad():
         clean = model.represent(batch.clean, phase=False).values
