@@ -6,7 +6,7 @@
 __all__ = ['Representation', 'Output', 'Explainable', 'ConvBlock', 'CNN14', 'ConvResidual', 'Conv2dEncoder', 'AudioClassifier',
            'Augment', 'warp', 'augment', 'classification_loss', 'accuracy', 'recalibrate', 'MNISTNet', 'ResidualBlock',
            'ResNet', 'ImageClassifier', 'ImageAugment', 'warp_images', 'recolour', 'augment_images', 'image_loss',
-           'read_pretrained', 'load_weights', 'speechbrain_cnn14']
+           'read_pretrained', 'load_weights', 'speechbrain_cnn14', 'rename_weights', 'speechbrain_conv2d']
 
 # %% ../nbs/20_classifier.ipynb #68e53cc2
 import hashlib, json
@@ -250,12 +250,13 @@ class MNISTNet(nn.Module):
         self.conv3, self.conv4 = nn.Conv2d(64, 64, 3), nn.Conv2d(64, 128, 3)
         self.relu1, self.relu2, self.relu3, self.relu4, self.relu5 = (nn.ReLU() for _ in range(5))
         self.fc1, self.fc2 = nn.Linear(128 * 4 * 4, 128), nn.Linear(128, n_classes)
+        self.pool1, self.pool2 = nn.MaxPool2d(2), nn.MaxPool2d(2)            # modules of their own, as the ReLUs: Captum hooks them
         self.dropout1, self.dropout2, self.channels = nn.Dropout(0.25), nn.Dropout(0.5), [64, 64, 128]
 
     def forward(self, x: Tensor) -> Output:
-        pooled = F.max_pool2d(self.relu2(self.conv2(self.relu1(self.conv1(x)))), 2)
+        pooled = self.pool1(self.relu2(self.conv2(self.relu1(self.conv1(x)))))
         h0 = self.conv3(self.dropout1(pooled))
-        h1 = F.max_pool2d(self.relu4(self.conv4(self.relu3(h0))), 2)
+        h1 = self.pool2(self.relu4(self.conv4(self.relu3(h0))))
         hidden = self.relu5(self.fc1(h1.flatten(1)))
         with full_precision(x.device):
             return Output(self.fc2(self.dropout2(hidden).float()), [pooled, h0, h1])
@@ -432,3 +433,21 @@ def speechbrain_cnn14(encoder: Mapping[str, Tensor], head: Mapping[str, Tensor] 
         weights[name] = tensor.transpose(-1, -2).contiguous() if tensor.ndim == 4 else tensor
     for name, tensor in (head or {}).items(): weights["head." + name.rsplit(".", 1)[-1]] = tensor.squeeze()
     return weights
+
+# %% ../nbs/20_classifier.ipynb #c2e05288
+def rename_weights(weights: Mapping[str, Tensor], names: Mapping[str, str],    # beginning of a name there -> here
+                   source: str) -> dict[str, Tensor]:                          # whose weights they are, for the error
+    "A SpeechBrain state dict under our names, kernels transposed to frequency x time; KeyError names a weight that has no counterpart."
+    out = {}
+    for name, tensor in weights.items():
+        old = next((o for o in names if name.startswith(o)), None)
+        if old is None: raise KeyError(f"{name!r} is not a weight of SpeechBrain's {source}")
+        out[names[old] + name.removeprefix(old)] = tensor.transpose(-1, -2).contiguous() if tensor.ndim == 4 else tensor
+    return out
+
+def speechbrain_conv2d(encoder: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "State dicts of SpeechBrain's Conv2dEncoder_v2 and of ECAPA's cosine Classifier (lin_blocks=1) -> state dict of `Conv2dEncoder`, whose `scale` was 1."
+    names = {f"{old}{k + 1}.": f"{new}.{k}." for old, new in (("conv", "convs"), ("bn", "bns")) for k in range(4)}
+    names |= {f"resblock.block.{k}.": f"residual.{new}." for k, new in ((0, "conv1"), (1, "bn1"), (3, "conv2"), (4, "bn2"))}
+    top = {"blocks.0.norm.": "norm.", "blocks.1.w.": "embed.", "weight": "head"}
+    return rename_weights(encoder, names, "Conv2dEncoder_v2") | rename_weights(head, top, "Classifier(lin_blocks=1)")

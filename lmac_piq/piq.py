@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .classifier import ConvResidual, Explainable, Output, Representation, load_weights, read_pretrained
+from .classifier import ConvResidual, Explainable, Output, Representation, load_weights, read_pretrained, rename_weights
 from .codebook import Codebook, Quantised
 from .explanation import Attribution, baseline_values, frozen, keep
 from .lmac import loud_bins, model_fingerprint
@@ -268,9 +268,4 @@ def speechbrain_piq(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     block = {"block.0.": "conv1.", "block.1.": "bn1.", "block.3.": "conv2.", "block.4.": "bn2."}
     names = {f"adapter.{old}": f"body.adapter.{new}" for old, new in block.items()} | {"down.": "body.down.", "up.": "body.up.", "codebook.embedding.weight": "codebook.rows"}
     names |= {f"decoder.{3 * k}.": f"body.steps.{k}." for k in range(5)} | {f"decoder.{3 * k + 2}.": f"body.norms.{k}." for k in range(4)}
-    out = {}
-    for name, tensor in weights.items():
-        old = next((o for o in names if name.startswith(o)), None)
-        if old is None: raise KeyError(f"{name!r} is not a weight of VectorQuantizedPSI_Audio")
-        out[names[old] + name.removeprefix(old)] = tensor.transpose(-1, -2).contiguous() if tensor.ndim == 4 else tensor
-    return out
+    return rename_weights(weights, names, "VectorQuantizedPSI_Audio")
