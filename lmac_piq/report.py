@@ -85,22 +85,30 @@ class Look(NamedTuple):
 LOOKS = {
     "L-MAC": Look("#0072B2", "o"), "L-MAC, FT (λ 4, CCT 0.6)": Look("#0072B2", "^", "--"), "L-MAC, FT (λ 4, CCT 0.7)": Look("#0072B2", "v", ":"),
     "L-MAC, FT (λ 16, CCT 0.6)": Look("#56B4E9", "^", "--"), "L-MAC, FT (λ 16, CCT 0.7)": Look("#56B4E9", "v", ":"), "L-MAC (class-conditional)": Look("#56B4E9", "o"),
-    "PIQ": Look("#009E73", "s"), "L2I": Look("#CC79A7", "D"), "L2I (random theta)": Look("#CC79A7", "d", ":"),
+    "PIQ": Look("#009E73", "s"), "PIQ, no codebook": Look("#004D3A", "v", "--"), "PIQ, no partition": Look("#66C7A8", "^", ":"), "PIQ, fidelity term": Look("#009E73", "D", "-."),
+    "PIQ, mask output": Look("#009E73", "o", "--"), "PIQ, redrawn": Look("#009E73", "p", "--"), "PIQ, as published": Look("#004D3A", "s", ":"),
+    "PIQ, concept from masks": Look("#7A7A00", "s", "--"), "PIQ, concept from annotator": Look("#7A7A00", "o"), "PIQ, concept redrawn": Look("#7A7A00", "p", ":"),
+    "annotation model": Look("#000000", "s", ":"),
+    "L2I": Look("#CC79A7", "D"), "L2I (random theta)": Look("#CC79A7", "d", ":"),
     "saliency": Look("#D55E00", "D"), "SmoothGrad": Look("#D55E00", "s", "--"), "guided backprop": Look("#D55E00", "v", ":"),
     "integrated gradients": Look("#E69F00", "o"), "GradientSHAP": Look("#E69F00", "d", "-."), "DeepLift": Look("#E69F00", "v", ":"),
-    "GradCAM": Look("#009E73", "P"), "Guided GradCAM": Look("#009E73", "X", "--"), "LIME": Look("#000000", "p", "-"), "activation norm": Look("#000000", "*", "--"),
+    "GradCAM": Look("#882255", "P"), "Guided GradCAM": Look("#882255", "X", "--"), "LIME": Look("#000000", "p", "-"), "activation norm": Look("#000000", "*", "--"),
     "loudest bins": Look("#E69F00", "s", "--"), "random bins": Look("#6B6B6B", "^", ":"),
     "constant": Look("#9A9A9A", "v", ":"), "all ones": Look("#333333", "+", ":"), "all zeros": Look("#333333", "x", ":"),
+    "class mean": Look("#6B6B6B", "s", "--"), "mixture itself": Look("#333333", "o", ":"), "mean mask": Look("#9A9A9A", "s", "--"),
+    "centre box": Look("#9A9A9A", "D", ":"), "full frame": Look("#333333", "D", ":"),
 }
-NULLS = ("loudest bins", "random bins", "constant", "all ones", "all zeros")
+
+# %% ../nbs/81_report.ipynb #99aeb457
+NULLS = ("class mean", "mixture itself", "mean mask", "centre box", "full frame", "loudest bins", "random bins", "constant", "all ones", "all zeros")
 BOUNDS = ("all ones", "all zeros")   # masks that no method should be compared with for being best
 _OTHER = ("#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#000000")
 
 def look(method: str) -> Look:
-    "The look of a method: listed, or a function of its name."
+    "The look of a method: listed, or a function of its name; a variant named `method: variant` keeps the method's colour."
     if method in LOOKS: return LOOKS[method]
-    code = zlib.crc32(method.encode())
-    return Look(_OTHER[code % len(_OTHER)], "DPX*ph<>"[code // 8 % 8])
+    code, of = zlib.crc32(method.encode()), LOOKS.get(method.split(":")[0])   # "PIQ: a quarter of the rows" is a PIQ
+    return Look(of.colour if of else _OTHER[code % len(_OTHER)], "DPX*ph<>"[code // 8 % 8], ":" if of else "-")
 
 # %% ../nbs/81_report.ipynb #4b5348bc
 BLOCK = ("protocol", "dataset", "split", "condition", "snr_db", "form")   # what sets one group of rows apart from another, where the column is there
