@@ -112,6 +112,7 @@ class ConvResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor: return x + self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
 
+# %% ../nbs/20_classifier.ipynb #2bb5e2f5
 class Conv2dEncoder(nn.Module):
     "Log1p magnitude [B, F, T'] -> logits and five maps: 1/2, 1/4, 1/8, 1/16 of the (pooled) size, and the last after its residual block."
     def __init__(self, n_classes: int = 50, width: float = 1.0, dropout: float = 0.0, embedding: int = 192, scale: float = 16.0):

@@ -93,6 +93,7 @@ class DigitBlock(nn.Module):
         y = F.relu(x)
         return (y if self.rectified else x) + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(y)))))
 
+# %% ../nbs/41_piq.ipynb #8d902fe2
 class DigitInterpreter(nn.Module):
     "The authors' interpreter for 28 x 28 images, on the last map (128 x 4 x 4) of `MNISTNet`."
     def __init__(self, channels: int = 128, outputs: int = 1, protocol: str = "default"):
