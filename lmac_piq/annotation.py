@@ -170,6 +170,7 @@ def from_torchvision(model: nn.Module,                            # called with 
         return torch.stack([q[ids[c]].sum(0) for q, c in zip(p, labels.tolist())]).clamp(0, 1)
     return annotate
 
+# %% ../nbs/22_annotation.ipynb #6f6daad3
 def _middle(image: Tensor, label: int) -> dict:
     "A point in the middle of the image, as a prompt."
     return dict(point_coords=np.array([[image.shape[2] / 2, image.shape[1] / 2]]), point_labels=np.array([1]))
