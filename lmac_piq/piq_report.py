@@ -65,7 +65,7 @@ def _inks(patches: Tensor, mask: bool) -> np.ndarray:
 def _patch(ax: Axes, pixels: np.ndarray, share: float, extent: tuple[float, ...] | None) -> None:
     "One code; crossed and pale where it was never chosen."
     h, w = pixels.shape[:2]
-    ax.imshow(pixels if share else 0.6 + 0.4 * pixels, origin="lower" if extent else "upper", extent=extent, aspect="auto" if extent else "equal")
+    ax.imshow(pixels if share else 0.6 + 0.4 * pixels, origin="lower" if extent else "upper", extent=extent, aspect="auto" if extent else "equal", interpolation="nearest")
     left, right, low, high = extent or (-0.5, w - 0.5, h - 0.5, -0.5)
     if not share: ax.plot([left, right, np.nan, left, right], [low, high, np.nan, high, low], color="#D55E00", lw=0.8)
     ax.set_title("dead" if not share else f"{100 * share:.0f} %" if share >= 0.005 else "<1 %", fontsize=7, pad=2)
@@ -196,8 +196,8 @@ def _explained(model: Explainable, methods: Mapping[str, Explainer], x: Tensor) 
 def _image(ax: Axes, pixels: Tensor, title: str, mask: Tensor | None = None, truth: Tensor | None = None) -> None:
     "An image [C, H, W], dimmed where a mask removes, with the outline of the true object."
     pixels = pixels.detach().float().cpu().clamp(0, 1) * (1 if mask is None else 0.25 + 0.75 * mask)
-    ax.imshow(pixels.permute(1, 2, 0).expand(*pixels.shape[1:], 3).numpy(), vmin=0, vmax=1)
-    if mask is not None: ax.imshow(np.dstack([np.broadcast_to(mpl.colors.to_rgb("#56B4E9"), (*mask.shape, 3)), 0.35 * mask]))
+    ax.imshow(pixels.permute(1, 2, 0).expand(*pixels.shape[1:], 3).numpy(), interpolation="nearest")
+    if mask is not None: ax.imshow(np.dstack([np.broadcast_to(mpl.colors.to_rgb("#56B4E9"), (*mask.shape, 3)), 0.35 * mask]), interpolation="nearest")
     if truth is not None and 0 < truth.mean() < 1:
         for colour, width in (("#000000", 2.0), ("#F0E442", 1.0)): ax.contour(truth.numpy(), [0.5], colors=colour, linewidths=width)
     ax.set_title(title, fontsize=7.5); ax.set(xticks=[], yticks=[]); ax.spines[:].set(color="#9A9A9A", linewidth=0.6)
