@@ -16,17 +16,22 @@ from .data import *
 from .scenes import *
 from .classifier import *
 from .explanation import *
+from .annotation import *
 from .lmac import *
+from .piq import *
 from .l2i import *
 from .baselines import *
 from .metrics import *
 from .listen import *
 from .sanity import *
+from .overlap import *
 from .defects import *
 from .experiment import *
 from .evidence import *
+from .bottleneck import *
 from .published import *
 from .report import *
+from .piq_report import *
 
 # %% ../nbs/90_all.ipynb #af4bf618
 __all__ = sorted(name for name in globals() if not name.startswith("_"))

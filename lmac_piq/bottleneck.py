@@ -15,14 +15,11 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
-from torch import Tensor
 
 from .annotation import FixedMask, SegmentationNet, annotated, centre_box, full_frame, iou, mean_mask
 from .baselines import ActivationNorm, GradCAM, IntegratedGradients, LIME, LoudestBins, Saliency, SmoothGrad, nulls
@@ -56,6 +53,7 @@ class Variant:
         "Whether it belongs to the ablation of the codebook only."
         return self.name.startswith("PIQ: ")
 
+# %% ../nbs/84_bottleneck.ipynb #50da8e4c
 VARIANTS: dict[str, Variant] = {
     "piq": Variant("PIQ"),
     "no-codebook": Variant("PIQ, no codebook", codes=None),
@@ -82,38 +80,27 @@ ABLATION = ("rows-quarter", "rows-fourfold", "shared", "commitment", "gradient",
 class PIQPlan:
     "Everything that decides the PIQ results on one data set."
     source: str = "digits"             # digits, shapes, scenes (made here), mnist, fashion_mnist, quickdraw, ccp_crops, esc50
-    train_items: int = 0               # at most so many items to train on, evenly spread; 0 = all
-    interpreter_items: int = 0         # of them for the interpreters and L-MAC; 0 = all
+    train_items: int = 0; interpreter_items: int = 0         # at most so many to train the classifier, the interpreters and L-MAC on; 0 = all
     sound: Plan | None = None          # of sounds: clips, classifier and L-MAC
     network: str = "mnistnet"; width: float = 1.0; dropout: float = 0.2      # of images
     classifier: FitConfig = FitConfig(epochs=4, lr=3e-3, schedule="onecycle", bf16=False)
-    augment: ImageAugment | None = None
-    classifier_batch: int = 64
+    augment: ImageAugment | None = None; classifier_batch: int = 64
     interpreter: str = "digit"         # "digit", "light" or "published"
-    dim: int = 128                     # numbers per code
-    layer: int = -1                    # feature map that the light interpreter reads
-    doublings: int = 3                 # of its grid
-    rows: int = 128                    # of the codebook
+    dim: int = 128; layer: int = -1; doublings: int = 3      # numbers per code; the light interpreter's feature map and how often its grid is doubled
+    rows: int = 128                    # of the codebook, and how they learn:
     update: str = "ema"; restart: float = 0.1; commitment: float = 0.25; decay: float = 0.99
-    output: str = "values"             # "values" or "mask"
+    output: str = "values"             # or "mask"
     piq: FitConfig = FitConfig(epochs=5, lr=3e-3, schedule="onecycle", bf16=False)
-    batch_size: int = 64
+    batch_size: int = 64               # of interpreters and L-MAC
     lmac: FitConfig = FitConfig(epochs=3, lr=3e-3, schedule="onecycle", clip=5.0, bf16=False)
-    lmac_width: int = 24
-    weights: LMACWeights = LMACWeights()
+    lmac_width: int = 24; weights: LMACWeights = LMACWeights()
     annotator: FitConfig | None = None # data with masks: of the segmentation network
-    seeds: tuple[int, ...] = (0, 1)    # of the plan's PIQ and the variants in `reseeded`
-    variants: tuple[str, ...] = MAIN
-    reseeded: tuple[str, ...] = ("piq", "no-partition")
-    items: int = 400                   # test items evaluated
-    slow_items: int = 100              # of them by methods of many passes
-    pairs: int = 200                   # overlapping pairs
-    ratios: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8)   # images: share of the first; sounds: dB
-
+    seeds: tuple[int, ...] = (0, 1)    # of the variants in `reseeded`; the others have the first
+    variants: tuple[str, ...] = MAIN; reseeded: tuple[str, ...] = ("piq", "no-partition")
+    items: int = 400; slow_items: int = 100                  # test items evaluated, and of them by methods of many passes
+    pairs: int = 200; ratios: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8)   # overlapping pairs, and the share of the first (sounds: dB)
     @property
-    def is_sound(self) -> bool:
-        "Whether it is about sounds."
-        return self.sound is not None
+    def is_sound(self) -> bool: return self.sound is not None
 
 # %% ../nbs/84_bottleneck.ipynb #00857496
 _ear = dict(interpreter="light", dim=64, doublings=4, rows=1024, output="mask", batch_size=16, ratios=(-6.0, -3.0, 0.0, 3.0, 6.0))
@@ -123,9 +110,10 @@ _adamw = dict(weight_decay=0.01, optimizer="adamw", clip=5.0)
 _crops = dict(source="ccp_crops", network="resnet", augment=ImageAugment(mixup=0.2), classifier=_fit(40, 3e-3, **_adamw), classifier_batch=32, interpreter="light", dim=64, layer=1, doublings=3,
               rows=256, batch_size=16, piq=_fit(25, 2e-3), lmac=_fit(12, 2e-3, clip=5.0), annotator=_fit(40, 3e-3), items=155, slow_items=60)
 _shapes = dict(source="shapes", network="resnet", width=0.5, augment=ImageAugment(turn=5.0, colour=0.1), interpreter="light", dim=32, layer=1, doublings=3, rows=96, batch_size=32)
+
+# %% ../nbs/84_bottleneck.ipynb #eb2c6259
 PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
-    "tiny": {"digits": PIQPlan(train_items=200, classifier=_fit(1), piq=_fit(1), lmac=_fit(1), seeds=(0,), variants=("piq", "no-codebook", "no-partition", "rows-quarter"), items=24, slow_items=6, pairs=10, ratios=(0.2, 0.5)),
-             "shapes": PIQPlan(**_shapes, train_items=60, classifier=_fit(1), piq=_fit(1), lmac=_fit(1), annotator=_fit(1), seeds=(0,), variants=("piq", "no-partition", *CONCEPTS), items=24, slow_items=4, pairs=6, ratios=(0.5,)),
+    "tiny": {"shapes": PIQPlan(**_shapes, train_items=60, classifier=_fit(1), piq=_fit(1), lmac=_fit(1), annotator=_fit(1), seeds=(0,), variants=("piq", "no-partition", *CONCEPTS[1:], "rows-quarter"), items=24, slow_items=4, pairs=6, ratios=(0.5,)),
              "scenes": PIQPlan("scenes", sound=Plan(train_items=48, test_items=10, width=0.0625, network="conv2d", pool=2, decoder_width=8, components=8, classifier=_fit(1), lmac=_fit(1), l2i=_fit(1)), **(_ear | dict(dim=16, rows=40, ratios=(0.0, 6.0))),
                                piq=_fit(1), seeds=(0,), variants=("piq", "no-partition", "no-codebook"), items=10, slow_items=3, pairs=4)},
     "smoke": {"digits": PIQPlan(seeds=(0,), variants=("piq", "no-codebook", "no-partition", "rows-quarter", "gradient"), items=100, slow_items=20, pairs=60, ratios=(0.2, 0.5, 0.8)),
@@ -146,6 +134,7 @@ PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
                                interpreter="published", dim=256, rows=1024, output="mask", update="gradient", restart=0.0, commitment=1.0, batch_size=16, ratios=_ear["ratios"], piq=FitConfig(200, 2e-4, 2e-6, schedule="plateau"), variants=MAIN + ABLATION, seeds=(0, 1, 2, 3, 4))},
 }
 
+# %% ../nbs/84_bottleneck.ipynb #ea639986
 def get_piq_plan(preset: str, name: str) -> PIQPlan:
     "The plan of a PIQ experiment in a preset; ValueError lists the choices."
     if preset not in PIQ_PRESETS: raise ValueError(f"unknown preset {preset!r}: choose from {', '.join(PIQ_PRESETS)}")
@@ -167,7 +156,7 @@ class Source:
     annotator: ImageSet | None
     digest: str
 
-def labels_of(items: Clips | ImageSet) -> Tensor:
+def labels_of(items: Clips | ImageSet) -> torch.Tensor:
     "Classes of all items [N]."
     return items.labels if isinstance(items, Clips) else items.targets
 
@@ -179,7 +168,7 @@ def _fewer(images: ImageSet, n: int) -> ImageSet:
 def _digits(split: str) -> ImageSet:
     "scikit-learn's 1,797 digits, 8 x 8 enlarged to 20 x 20 on a ground of 28 x 28."
     d = load_digits(); rows = dict(train=slice(0, 1200), valid=slice(1200, 1400), test=slice(1400, None))[split]
-    large = F.pad(F.interpolate(torch.tensor(d.images[rows] / 16).float()[:, None], 20, mode="bilinear").clamp(0, 1), (4, 4, 4, 4))
+    large = torch.nn.functional.pad(torch.nn.functional.interpolate(torch.tensor(d.images[rows] / 16).float()[:, None], 20, mode="bilinear").clamp(0, 1), (4, 4, 4, 4))
     return ImageSet("digits", split, (255 * large).byte().numpy(), d.target[rows], [str(k) for k in range(10)])
 
 def _shapes_set(split: str, n: int) -> ImageSet:
@@ -239,7 +228,7 @@ def turned(batch: Batch, generator: torch.Generator) -> Batch:
     flip = torch.rand(n, generator=generator) < 0.5
     both[flip] = both[flip].flip(-1)
     pad = max(1, size // 8)
-    padded, at = F.pad(both, (pad,) * 4, mode="replicate"), torch.randint(2 * pad + 1, (n, 2), generator=generator)
+    padded, at = torch.nn.functional.pad(both, (pad,) * 4, mode="replicate"), torch.randint(2 * pad + 1, (n, 2), generator=generator)
     both = torch.stack([p[:, y:y + size, x:x + size] for p, (y, x) in zip(padded, at.tolist())])
     return replace(batch, x=both[:, :-1], annotation=(both[:, -1] > 0.5).float())
 
@@ -351,7 +340,7 @@ def piq_rows(plan: PIQPlan, root: Path, model: Explainable, source: Source, grou
     rows = evaluate(model, methods, part, forms, reference, batch_size=plan.batch_size, seed=seed, truth=_truth(plan, source, part))
     return rows.assign(seed=seed)
 
-def _truth(plan: PIQPlan, source: Source, part: Part) -> Any:
+def _truth(plan: PIQPlan, source: Source, part: Part) -> bool | tuple | None:
     "The objects' masks where the set has them; a scene's target."
     if plan.annotator is not None: return True
     if plan.is_sound and source.test.stems is not None:
@@ -428,7 +417,7 @@ def overlap_stage(plan: PIQPlan, preset: str, name: str, root: str | Path, folde
     return rows
 
 # %% ../nbs/84_bottleneck.ipynb #5e6de9be
-def overlap_examples(preset: str, name: str, n: int = 5, ratio: float | None = None) -> Any:
+def overlap_examples(preset: str, name: str, n: int = 5, ratio: float | None = None) -> Figure:
     "The overlap panel of some pairs at equal mix: sources, mixture, and what PIQ and its rivals draw."
     plan, root = get_piq_plan(preset, name), piq_folder(preset, name)
     source, model = load_source(plan), load_base(root / "classifier")

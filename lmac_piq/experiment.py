@@ -65,9 +65,7 @@ class Plan:
     seconds: float = 1.0               # length of the clips
     train_items: int = 600             # scenes only; ESC-50 has its folds
     test_items: int = 200
-    network: str = "cnn14"             # or "conv2d", PIQ's
-    width: float = 0.125               # of the network, 1 = as published
-    pool: int = 1                      # conv2d: bins and frames averaged before it
+    network: str = "cnn14"; width: float = 0.125; pool: int = 1   # or "conv2d", PIQ's; 1 = as published; bins and frames averaged before it
     dropout: float = 0.2; head_dropout: float = 0.0
     noise_share: float = 0.25          # share of training clips with background noise, at 0 to 20 dB
     augment: Augment = Augment()

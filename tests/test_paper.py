@@ -30,8 +30,8 @@ def test_every_artefact_is_there(runs):
     report = runs / "tiny" / "report"
     for name in ("table_in_domain.csv", "table_in_domain.html", "figure_area.png", "figure_qualitative.png", "audio/index.html", "table_scenes.csv", "table_two_events.csv", "index.html",
                  "table_mixtures.csv", "table_white_noise_speech.html", "table_ablation.csv", "table_published.csv", "table_coverage.csv", "table_defects.html", "table_agreement.csv",
-                 *(f"{kind}_{name}.{end}" for name in ("digits", "shapes", "scenes") for kind, end in (("table_piq", "html"), ("table_overlap", "csv"), ("figure_overlap", "svg"), ("figure_pairs", "png"),
-                   ("figure_codebook", "png"), ("figure_usage", "png"), ("figure_examples", "png"))), "table_piq_digits_ablation.csv", "table_concept_shapes.csv", "figure_concept_shapes.png", "audio-piq-scenes/index.html",
+                 *(f"{kind}_{name}.{end}" for name in ("shapes", "scenes") for kind, end in (("table_piq", "html"), ("table_overlap", "csv"), ("figure_overlap", "svg"), ("figure_pairs", "png"),
+                   ("figure_codebook", "png"), ("figure_usage", "png"), ("figure_examples", "png"))), "table_piq_shapes_ablation.csv", "table_concept_shapes.csv", "figure_concept_shapes.png", "audio-piq-scenes/index.html",
                  "figure_snr.svg", "figure_randomisation.png", "figure_roar.png", "figure_agreement.png"):
         assert (report / name).stat().st_size > 0, name
     rows = pd.read_parquet(runs / "tiny" / "scenes" / "evaluate" / "per_item.parquet")
