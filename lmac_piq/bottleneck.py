@@ -124,7 +124,6 @@ PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
             "fashion": PIQPlan("fashion_mnist", interpreter_items=10000, classifier=_fit(10, 2e-3), piq=_fit(5, 2e-3), seeds=(0,)),
             "quickdraw": PIQPlan("quickdraw", interpreter_items=10000, classifier=_fit(7, 2e-3), piq=_fit(5, 2e-3), seeds=(0,)),
             "crops": PIQPlan(**_crops, variants=("piq", "no-codebook", "no-partition", "other-output", *CONCEPTS), reseeded=("piq", "concept-annotator")),
-            "shapes": PIQPlan(**_shapes, train_items=3000, classifier=_fit(12), piq=_fit(10), lmac=_fit(4), annotator=_fit(6), variants=("piq", "no-codebook", "no-partition", *CONCEPTS), reseeded=("piq", "concept-annotator")),
             "esc50": PIQPlan("esc50", sound=Plan("esc50", 5.0, test_items=400, width=0.25, decoder_width=32, **_conv, classifier=_fit(50, 2e-3, ema=0.995, every=5, monitor="accuracy", bf16=True, **_adamw),
                              lmac=_fit(8, 2e-3, clip=5.0, bf16=True, every=4), l2i=_fit(8, 2e-3, clip=5.0, bf16=True, every=8)), **_ear, piq=_fit(10, 2e-3, clip=5.0, bf16=True), variants=MAIN + ABLATION)},
     "paper": {"mnist": PIQPlan("mnist", classifier=_fit(200, 1e-4, schedule="plateau", hold=50), piq=_fit(200, 2e-4, schedule="plateau", hold=50), variants=MAIN + ABLATION, seeds=(0, 1, 2, 3, 4)),
@@ -441,7 +440,7 @@ def concept_examples(preset: str, name: str, n: int = 6) -> dict:
     source, model = load_source(plan), load_base(root / "classifier")
     wanted = [v for v in ("piq", *CONCEPTS) if v in plan.variants]
     methods = [load_piq(root, v, plan.seeds[0], model) for v in wanted] + [LMAC.from_pretrained(root / "lmac", model)]
-    picked = source.test[spread(len(source.test), n)]
+    picked = source.test[spread(len(source.test), 20 * n)]           # the figure takes one of each class in turn
     return dict(model=model, methods={m.name: m for m in methods}, annotator=SegmentationNet.from_pretrained(root / "annotator"), batch=picked, n=n)
 
 # %% ../nbs/84_bottleneck.ipynb #ca8636f4

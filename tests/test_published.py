@@ -134,7 +134,7 @@ def test_the_order_is_that_of_the_means():
 def test_coverage_knows_every_item_and_names_what_there_is():
     t = coverage()
     assert set(t["status"]) <= set(STATUS) and not t.duplicated(["source", "item"]).any() and (t[["source", "item", "what", "remark"]] != "").all().all()
-    assert {"UrbanSound8K table", "ImageNet subset", "FocalNet and ViT table"} <= set(t.loc[t["status"] == "data not to be had", "item"])
+    assert {"UrbanSound8K table", "FocalNet and ViT table"} <= set(t.loc[t["status"] == "data not to be had", "item"])
     assert (t.loc[t["status"].str.startswith("regenerated"), "where"] != "").all() and not coverage("nowhere")["there"].any()
     assert f"{len(t)} tables" in t.attrs["caption"][0] and "UrbanSound8K" in table_html(t)
 
