@@ -109,7 +109,7 @@ _conv = dict(network="conv2d", pool=2, dropout=0.1, augment=Augment(mel_width=9)
 _adamw = dict(weight_decay=0.01, optimizer="adamw", clip=5.0)
 _crops = dict(source="ccp_crops", network="resnet", augment=ImageAugment(mixup=0.2), classifier=_fit(40, 3e-3, **_adamw), classifier_batch=32, interpreter="light", dim=64, layer=1, doublings=3,
               rows=256, batch_size=16, piq=_fit(25, 2e-3), lmac=_fit(12, 2e-3, clip=5.0), annotator=_fit(40, 3e-3), items=155, slow_items=60)
-_shapes = dict(source="shapes", network="resnet", width=0.5, augment=ImageAugment(turn=5.0, colour=0.1), interpreter="light", dim=32, layer=1, doublings=3, rows=96, batch_size=32)
+_shapes = dict(source="shapes", network="resnet", width=0.5, dropout=0.0, classifier_batch=32, augment=ImageAugment(turn=5.0, colour=0.1), interpreter="light", dim=32, layer=1, doublings=3, rows=96, batch_size=32)
 
 # %% ../nbs/84_bottleneck.ipynb #eb2c6259
 PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
@@ -117,7 +117,7 @@ PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
              "scenes": PIQPlan("scenes", sound=Plan(train_items=48, test_items=10, width=0.0625, network="conv2d", pool=2, decoder_width=8, components=8, classifier=_fit(1), lmac=_fit(1), l2i=_fit(1)), **(_ear | dict(dim=16, rows=40, ratios=(0.0, 6.0))),
                                piq=_fit(1), seeds=(0,), variants=("piq", "no-partition", "no-codebook"), items=10, slow_items=3, pairs=4)},
     "smoke": {"digits": PIQPlan(seeds=(0,), variants=("piq", "no-codebook", "no-partition", "rows-quarter", "gradient"), items=100, slow_items=20, pairs=60, ratios=(0.2, 0.5, 0.8)),
-              "shapes": PIQPlan(**_shapes, train_items=1000, classifier=_fit(10), piq=_fit(6), lmac=_fit(2), annotator=_fit(4), seeds=(0,), variants=("piq", "no-partition", *CONCEPTS[1:]), items=60, slow_items=12, pairs=30, ratios=(0.5,)),
+              "shapes": PIQPlan(**_shapes, train_items=900, classifier=_fit(12, clip=5.0), piq=_fit(5), lmac=_fit(2), annotator=_fit(4), seeds=(0,), variants=("piq", "no-partition", "concept-annotator"), items=60, slow_items=12, pairs=30, ratios=(0.5,)),
               "scenes": PIQPlan("scenes", sound=Plan(train_items=480, test_items=50, width=0.125, decoder_width=24, components=24, **_conv, classifier=_fit(12, **_adamw), lmac=_fit(2, clip=5.0), l2i=_fit(2, clip=5.0)), **(_ear | dict(dim=32, rows=200, ratios=(0.0, 6.0))),
                                 piq=_fit(8), seeds=(0,), variants=("piq", "no-partition", "no-codebook"), items=50, slow_items=10, pairs=30)},
     "cpu": {"mnist": PIQPlan("mnist", interpreter_items=10000, classifier=_fit(3, 2e-3), piq=_fit(5, 2e-3), variants=MAIN + ABLATION),
@@ -254,6 +254,7 @@ def make_piq(plan: PIQPlan, model: Explainable, variant: str, seed: int) -> PIQ:
     outputs = 1 if task.output == "mask" or plan.is_sound else model.channels
     rows = max(len(model.classes), round(plan.rows * v.rows))
     codes = None if v.codes is None else dict(update=plan.update, restart=plan.restart, commitment_weight=plan.commitment, decay=plan.decay) | v.codes
+    if variant == "published" and plan.interpreter == "digit": codes |= dict(shared=5, init="class")      # as in the prototype for digits
     if codes and codes.get("shared", 0) < 0: codes["shared"] = rows // -codes["shared"]
     name = {"mask": "PIQ, mask output", "values": "PIQ, redrawn"}[output] if variant == "other-output" else v.name
     with seeded(seed):
@@ -327,7 +328,8 @@ def interpreters(plan: PIQPlan, root: Path, model: Explainable, ablation: bool =
 def piq_rows(plan: PIQPlan, root: Path, model: Explainable, source: Source, group: str, seed: int) -> pd.DataFrame:
     "Per-item rows of a group of methods: `main` (all that is fast), `slow` (many passes) or `ablation`."
     reference = load_piq(root, "piq", plan.seeds[0], model)
-    part = Part(source.test, spread(len(source.test), plan.slow_items if group == "slow" else plan.items))
+    picked = spread(len(source.test), plan.items)
+    part = Part(source.test, picked[spread(len(picked), plan.slow_items)] if group == "slow" else picked)
     own = [m for s, m in interpreters(plan, root, model, group == "ablation") if s == seed and m.name != reference.name]
     if group == "slow": methods = [IntegratedGradients(32), SmoothGrad(32), LIME(128)]
     elif group == "ablation": methods = own

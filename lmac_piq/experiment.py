@@ -416,14 +416,15 @@ def made(preset: str) -> str:
 def publish(preset: str) -> Path:
     "Copy a finished run's tables, figures, per-item values, logs and manifests to `paper_figures/results/<preset>/`."
     runs, target = run_folder(preset), project_root() / "paper_figures" / "results" / preset
-    if not (runs / "report" / "index.html").exists(): raise FileNotFoundError(f"{runs} has no finished report: run `make paper PRESET={preset}` first")
+    if not any((runs / "report").glob("*.csv")): raise FileNotFoundError(f"{runs} has no report: run `make paper PRESET={preset}` first")
     copies = {p: p.name for p in sorted((runs / "report").glob("*.*")) if p.suffix in (".csv", ".html", ".png", ".svg") and p.stem not in ("index", *PHOTOGRAPHS)}
     copies |= {p: f"{p.parts[-3]}-{p.name}" for p in sorted(runs.glob("*/*/*.parquet"))}
     copies |= {p: f"{p.parts[-4]}-{p.parts[-3]}-log.csv" for p in sorted(runs.glob("*/*/fit/log.csv"))}
     for source, name in copies.items():
         with atomic(target / name) as part: shutil.copyfile(source, part)
     manifests = {f"{p.parts[-3]}/{p.parts[-2]}": json.loads(p.read_text()) for p in sorted(runs.glob("*/*/manifest.json"))}
-    with atomic(target / "manifest.json") as part: part.write_text(json.dumps(manifests, indent=1))
+    known = json.loads((target / "manifest.json").read_text()) if (target / "manifest.json").exists() else {}     # of stages that this run folder does not have
+    with atomic(target / "manifest.json") as part: part.write_text(json.dumps(known | manifests, indent=1))
     return target
 
 # %% ../nbs/80_experiment.ipynb #10e19573

@@ -127,7 +127,7 @@ def usage_table(usage: pd.DataFrame, # rows of `code_usage` with method and seed
 # %% ../nbs/85_piq_report.ipynb #afc44401
 def _why(hits: float, median: float) -> str:
     "What the number of choices says about idle codes."
-    if hits == 0: return "never predicted"
+    if hits == 0: return "none of its own codes is ever chosen"
     if median == 0: return "as most classes are never predicted, its use says little"
     times = f"{hits / median:.2g} times the choices of the median class"
     return f"few items are predicted as it: {times}" if hits < 0.5 * median else f"not for want of items: {times}"
