@@ -17,6 +17,8 @@ from .scenes import *
 from .classifier import *
 from .explanation import *
 from .annotation import *
+
+# %% ../nbs/90_all.ipynb #81bc80ec
 from .lmac import *
 from .piq import *
 from .l2i import *

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
+# %% ../nbs/84_bottleneck.ipynb #020f4aeb
 from .annotation import FixedMask, SegmentationNet, annotated, centre_box, full_frame, iou, mean_mask
 from .baselines import ActivationNorm, GradCAM, IntegratedGradients, LIME, LoudestBins, Saliency, SmoothGrad, nulls
 from .classifier import AudioClassifier, Augment, Explainable, ImageAugment, ImageClassifier, accuracy, image_loss
@@ -99,10 +101,13 @@ class PIQPlan:
     variants: tuple[str, ...] = MAIN; reseeded: tuple[str, ...] = ("piq", "no-partition")
     items: int = 400; slow_items: int = 100                  # test items evaluated, and of them by methods of many passes
     pairs: int = 200; ratios: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8)   # overlapping pairs, and the share of the first (sounds: dB)
-    @property
-    def is_sound(self) -> bool: return self.sound is not None
 
 # %% ../nbs/84_bottleneck.ipynb #00857496
+@patch(as_prop=True)
+def is_sound(self: PIQPlan) -> bool:
+    "Whether it is about sounds."
+    return self.sound is not None
+
 _ear = dict(interpreter="light", dim=64, doublings=4, rows=1024, output="mask", batch_size=16, ratios=(-6.0, -3.0, 0.0, 3.0, 6.0))
 _fit = lambda epochs, lr=3e-3, **kw: FitConfig(epochs=epochs, lr=lr, **(dict(schedule="onecycle", bf16=False) | kw))
 _conv = dict(network="conv2d", pool=2, dropout=0.1, augment=Augment(mel_width=9))
