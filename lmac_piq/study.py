@@ -242,7 +242,8 @@ def order(self: Design, code: str) -> list[Presentation]:
         places.append(Presentation(trial, tuple(stimuli[c] for c in rows[(number + k) % len(rows)])))
     parts, rng = list(dict.fromkeys(t.part for t in self.trials)), random.Random(f"{self.seed}/{code}")
     parts = parts[number % len(parts):] + parts[:number % len(parts)]
-    return [p for part in parts for p in rng.sample(same := [p for p in places if p.trial.part == part], len(same))]
+    blocks = [[p for p in places if p.trial.part == part] for part in parts]
+    return [p for block in blocks for p in rng.sample(block, len(block))]
 
 # %% ../nbs/72_study.ipynb #48f7267b
 SCHEMA_VERSION = 1
