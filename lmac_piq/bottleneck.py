@@ -112,7 +112,7 @@ _ear = dict(interpreter="light", dim=64, doublings=4, rows=1024, output="mask", 
 _fit = lambda epochs, lr=3e-3, **kw: FitConfig(epochs=epochs, lr=lr, **(dict(schedule="onecycle", bf16=False) | kw))
 _conv = dict(network="conv2d", pool=2, dropout=0.1, augment=Augment(mel_width=9))
 _adamw = dict(weight_decay=0.01, optimizer="adamw", clip=5.0)
-_crops = dict(source="ccp_crops", network="resnet", augment=ImageAugment(mixup=0.2), classifier=_fit(40, 3e-3, **_adamw), classifier_batch=32, interpreter="light", dim=64, layer=1, doublings=3,
+_crops = dict(source="ccp_crops", network="resnet", augment=ImageAugment(mixup=0.2), classifier=_fit(40, 3e-3, **_adamw), classifier_batch=32, interpreter="light", dim=64, layer=2, doublings=3,
               rows=256, batch_size=16, piq=_fit(25, 2e-3), lmac=_fit(12, 2e-3, clip=5.0), annotator=_fit(40, 3e-3), items=155, slow_items=60)
 _shapes = dict(source="shapes", network="resnet", width=0.5, dropout=0.0, classifier_batch=32, augment=ImageAugment(turn=5.0, colour=0.1), interpreter="light", dim=32, layer=1, doublings=3, rows=96, batch_size=32)
 
@@ -127,7 +127,7 @@ PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
                                 piq=_fit(8), seeds=(0,), variants=("piq", "no-partition", "no-codebook"), items=50, slow_items=10, pairs=30)},
     "cpu": {"mnist": PIQPlan("mnist", interpreter_items=10000, classifier=_fit(3, 2e-3), piq=_fit(5, 2e-3), variants=MAIN + ABLATION),
             "fashion": PIQPlan("fashion_mnist", interpreter_items=10000, classifier=_fit(10, 2e-3), piq=_fit(5, 2e-3), seeds=(0,)),
-            "quickdraw": PIQPlan("quickdraw", interpreter_items=10000, classifier=_fit(7, 2e-3), piq=_fit(5, 2e-3), seeds=(0,)),
+            "quickdraw": PIQPlan("quickdraw", interpreter_items=10000, classifier=_fit(10, 2e-3), piq=_fit(5, 2e-3), seeds=(0,)),
             "crops": PIQPlan(**_crops, variants=("piq", "no-codebook", "no-partition", "other-output", *CONCEPTS), reseeded=("piq", "concept-annotator")),
             "esc50": PIQPlan("esc50", sound=Plan("esc50", 5.0, test_items=400, width=0.25, decoder_width=32, **_conv, classifier=_fit(50, 2e-3, ema=0.995, every=5, monitor="accuracy", bf16=True, **_adamw),
                              lmac=_fit(8, 2e-3, clip=5.0, bf16=True, every=4), l2i=_fit(8, 2e-3, clip=5.0, bf16=True, every=8)), **_ear, piq=_fit(10, 2e-3, clip=5.0, bf16=True), variants=MAIN + ABLATION)},
