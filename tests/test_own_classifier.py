@@ -5,18 +5,16 @@ import numpy as np, pytest, torch, torchaudio
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from lmac_piq.audio import fit_length, load_wave
 from lmac_piq.baselines import GradCAM, IntegratedGradients, LIME, LoudestBins, RandomBins, Saliency, SmoothGrad
-from lmac_piq.classifier import Explainable, Representation, accuracy, classification_loss
+from lmac_piq.classifier import Explainable, Representation
 from lmac_piq.data import Batch
 from lmac_piq.decoder import LightDecoder
 from lmac_piq.explanation import Attribution, explain, keep
-from lmac_piq.lmac import LMAC, LMACWeights
+from lmac_piq.lmac import LMAC
 from lmac_piq.metrics import evaluate
 from lmac_piq.own_classifier import FRONT_ENDS, Phased, Watched, check_explainable, find_layer, from_module, load_module, with_phase
 from lmac_piq.spectral import LogMel
-from lmac_piq.stats import paired_difference
-from lmac_piq.training import FitConfig, fit, seeded
+from lmac_piq.training import seeded
 
 CLASSES = ["a", "b", "c"]
 
