@@ -16,6 +16,7 @@ from .data import *
 from .scenes import *
 from .classifier import *
 from .explanation import *
+from .own_classifier import *
 from .annotation import *
 
 # %% ../nbs/90_all.ipynb #81bc80ec
@@ -27,6 +28,7 @@ from .metrics import *
 from .listen import *
 from .sanity import *
 from .overlap import *
+from .study import *
 from .defects import *
 from .experiment import *
 from .evidence import *
