@@ -417,9 +417,9 @@ def publish(preset: str) -> Path:
     "Copy a finished run's tables, figures, per-item values, logs and manifests to `paper_figures/results/<preset>/`."
     runs, target = run_folder(preset), project_root() / "paper_figures" / "results" / preset
     if not any((runs / "report").glob("*.csv")): raise FileNotFoundError(f"{runs} has no report: run `make paper PRESET={preset}` first")
-    copies = {p: p.name for p in sorted((runs / "report").glob("*.*")) if p.suffix in (".csv", ".html", ".png", ".svg") and p.stem not in ("index", *PHOTOGRAPHS)}
+    copies = {p: p.name for p in sorted((runs / "report").glob("*.*")) if p.suffix in (".csv", ".html", ".png", ".svg") and p.stem not in ("index", *PHOTOGRAPHS) and not (p.suffix == ".svg" and p.stem.startswith(("figure_pairs", "figure_examples")))}   # pictures of pictures: PNG
     copies |= {p: f"{p.parts[-3]}-{p.name}" for p in sorted(runs.glob("*/*/*.parquet"))}
-    copies |= {p: f"{p.parts[-4]}-{p.parts[-3]}-log.csv" for p in sorted(runs.glob("*/*/fit/log.csv"))}
+    copies |= {p: f"{p.parts[-4]}-{p.parts[-3]}-log.csv" for p in sorted(runs.glob("*/*/fit/log.csv")) if not p.parts[-4].startswith("piq-") or p.parts[-3] in ("classifier", "annotator", "lmac", "piq-0")}
     for source, name in copies.items():
         with atomic(target / name) as part: shutil.copyfile(source, part)
     manifests = {f"{p.parts[-3]}/{p.parts[-2]}": json.loads(p.read_text()) for p in sorted(runs.glob("*/*/manifest.json"))}

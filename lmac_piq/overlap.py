@@ -327,12 +327,13 @@ def overlap_figure(rows: pd.DataFrame, **kw) -> Figure:
     if more := [c for c in _cells(rows) if c not in ("ratio", "metric") and rows[c].nunique(dropna=False) > 1]: raise ValueError(f"the rows differ in {more}: draw one of each at a time")
     table = overlap_table(rows, **kw).query("quantity == 'margin'")
     metrics, methods = (list(table[c].unique()) for c in ("metric", "method"))
-    figure = Figure(figsize=(2.9 * len(metrics) + 0.3, 3.0), dpi=80, layout="constrained")
+    columns = min(len(methods), 2 * len(metrics))                        # of the legend: what fits under the panels
+    figure = Figure(figsize=(2.9 * len(metrics) + 0.3, 2.8 + 0.2 * -(-len(methods) // columns)), dpi=80, layout="constrained")
     for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
         _lines(ax, table[table["metric"] == metric], methods)
         unit = AGREEMENTS[metric].unit
         ax.set_title(metric, fontsize=9); ax.set_ylabel(f"margin, own minus other{f' ({unit})' if unit else ''}", fontsize=8); ax.set_xlabel(_RATIO[rows["ratio_unit"].iloc[0]], fontsize=8)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(methods), 5), frameon=False, fontsize=8)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 # %% ../nbs/64_overlap.ipynb #a283e20c
