@@ -18,7 +18,7 @@ setup:  ## make or reuse .venv (Python 3.11 or newer)
 
 test: export OMP_NUM_THREADS := 1
 test: setup  ## every check: house rules, every notebook, every test; ends with counts and the names of skips
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=8 --durations-min=5
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=8 --durations-min=5
 
 paper: setup  ## regenerate tables, figures and audio with one preset; redoes only what changed
 	$(BIN)/lmac-piq paper --preset $(PRESET) --device $(DEVICE)

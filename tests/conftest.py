@@ -20,12 +20,11 @@ def real_data() -> Callable[[str], Path]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    "The notebooks, which are the long tests, go first and one by one; any other file stays on one worker, so that its fixtures are made once"
+    "The two long files, notebooks and graph, go first; every file stays on one worker (`--dist loadfile`), so that its fixtures are made once"
     # Once SpeechBrain is imported, its stand-ins for old module names raise at any look, and hypothesis looks at every module
     for name in [name for name, module in sys.modules.items() if type(module).__name__ == "DeprecatedModuleRedirect"]: del sys.modules[name]
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
-    for item in items:
-        if item.path.name != "test_notebooks.py": item.add_marker(pytest.mark.xdist_group(item.path.name))
+    first = ["test_notebooks.py", "test_paper.py"]
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     "One line per notebook: seconds on the clock and seconds of one processor"

@@ -10,7 +10,6 @@ import soundfile
 import torch
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.xdist_group("paper")     # one worker, so that the graph is run once
 
 
 def command(*args: str, runs: Path, **env: str) -> subprocess.CompletedProcess:
