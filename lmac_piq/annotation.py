@@ -195,6 +195,7 @@ def centre_box(share: float, size: int | Sequence[int]) -> Tensor:
     if not 0 < share <= 1: raise ValueError(f"share is {share}: it must lie above 0 and not above 1")
     h, w = (size, size) if isinstance(size, int) else tuple(size)
     a = min(h, max(1, round(h * share**0.5))); b = min(w, max(1, round(share * h * w / a)))
+    if b == 1: a = min(h, max(1, round(share * h * w)))  # too narrow for the proportions: the share counts
     mask = torch.zeros(h, w); top, left = (h - a) // 2, (w - b) // 2
     mask[top:top + a, left:left + b] = 1
     return mask

@@ -2,7 +2,12 @@
 import os, sys
 from collections.abc import Callable
 from pathlib import Path
-import pytest
+import hypothesis, pytest
+
+# The same examples in every run, so that a run that passed passes again; HYPOTHESIS_PROFILE=explore looks for new ones
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.register_profile("explore", print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: one thread per worker
 os.environ.setdefault("MPLBACKEND", "agg")
