@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     classifiers=["Development Status :: 3 - Alpha", f"Intended Audience :: {cfg['audience']}", f"Topic :: {cfg['topic']}",
                  f"Natural Language :: {cfg['language']}", "Programming Language :: Python :: 3.11"],
-    packages=find_packages(include=[cfg["lib_path"]]), package_data={cfg["lib_path"]: ["static/*"]}, zip_safe=False,
+    packages=find_packages(include=[cfg["lib_path"]]), package_data={cfg["lib_path"]: ["static/*", "static/**/*"]}, zip_safe=False,
     python_requires=f">={cfg['min_python']}", install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
     entry_points={"console_scripts": cfg["console_scripts"].split(),

@@ -54,7 +54,7 @@ class Server:
     "A server process with its log, waited for and ended for sure"
     def __init__(self, command: list[str], url: str, folder: Path, seconds: float = 90):
         self.url, self.log = url, folder/f"server-{free_port()}.log"
-        env = {**os.environ, "IPYTHONDIR": str(folder/"ipython"), "JUPYTER_CONFIG_DIR": str(folder/"jupyter"), "JUPYTER_DATA_DIR": str(folder/"share"), "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, "IPYTHONDIR": str(folder/"ipython"), "JUPYTER_CONFIG_DIR": str(folder/"jupyter"), "JUPYTER_DATA_DIR": str(folder/"share"), "JUPYTER_PATH": str(ROOT/"lmac_piq/static/jupyter"), "PYTHONPATH": str(ROOT)}
         with self.log.open("w") as log: self.process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -81,7 +81,7 @@ def serve(tmp_path_factory) -> Iterator[Callable[..., Server]]:
         port, bin = free_port(), Path(sys.executable).parent
         at = f"http://127.0.0.1:{port}"
         if kind == "voila":  # the page itself is made anew at each visit; the static file says that the server is up
-            command = [bin/"voila", notebook, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", "--VoilaConfiguration.show_tracebacks=True"]
+            command = [bin/"voila", notebook, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", "--template=offline", "--show_tracebacks=True", "--VoilaConfiguration.extension_denylist=jupyterlab-jupytext"]
             server = Server([str(c) for c in command], f"{at}/voila/static/voila.js", folder); server.url = at
         else:
             command = [bin/"jupyter", "lab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=t", "--LabApp.news_url=None", "--ServerApp.root_dir=."]
