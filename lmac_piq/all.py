@@ -12,6 +12,7 @@ from .training import *
 from .decoder import *
 from .codebook import *
 from .stats import *
+from .style import *
 from .data import *
 from .scenes import *
 from .classifier import *

@@ -27,6 +27,7 @@ from .explanation import Attribution, Explainer, Explanation, explain, frozen
 from .listen import draw_spectrogram, relative_db, two_inks
 from .metrics import Metric, si_sdr, summarise
 from .stats import cell_columns, compare
+from .style import bare, look, spoken
 from .training import seeded
 
 # %% ../nbs/64_overlap.ipynb #e46081cd
@@ -311,16 +312,15 @@ def overlap_differences(rows: pd.DataFrame,       # of `overlap_rows`
     return compare(rows.assign(value=rows[quantity]), reference, _cells(rows), "item", **kw)
 
 # %% ../nbs/64_overlap.ipynb #105ca839
-_LINES = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#D55E00", "v"), ("#56B4E9", "P"), ("#000000", "X"), ("#6B6B6B", "*"))
 _RATIO = {"share": "share of the first source", "dB": "level of the first source over the second (dB)"}
 
 def _lines(ax: Axes, table: pd.DataFrame, methods: Sequence[str]) -> None:
     "One metric: mean margins with their intervals, a line per method."
-    for k, method in enumerate(methods):
-        (colour, marker), part = _LINES[k % len(_LINES)], table[table["method"] == method].sort_values("ratio")
-        ax.fill_between(part["ratio"], part["low"], part["high"], color=colour, alpha=0.13, lw=0)
-        ax.plot(part["ratio"], part["mean"], color=colour, marker=marker, ms=4, lw=1.3, ls=("-", "--")[k // len(_LINES) % 2], label=method)
-    ax.axhline(0, color="#8C8C8C", lw=0.8, zorder=0); ax.spines[["top", "right"]].set_visible(False); ax.tick_params(labelsize=8, length=3, width=0.6)
+    for method in methods:
+        style, part = look(method), table[table["method"] == method].sort_values("ratio")
+        ax.fill_between(part["ratio"], part["low"], part["high"], color=style.colour, alpha=0.13, lw=0)
+        ax.plot(part["ratio"], part["mean"], color=style.colour, marker=style.marker, ms=4, lw=1.3, ls=style.dash, label=method)
+    ax.axhline(0, color="#8C8C8C", lw=0.8, zorder=0); bare(ax)
 
 def overlap_figure(rows: pd.DataFrame, **kw) -> Figure:
     "Margin (own minus other) of every metric against the ratio, with intervals by pair: a panel per metric, a line per method."
@@ -339,7 +339,7 @@ def overlap_figure(rows: pd.DataFrame, **kw) -> Figure:
 # %% ../nbs/64_overlap.ipynb #a283e20c
 def _picture(ax: Axes, e: Explanation, values: Tensor, title: str) -> None:
     "An image, or a spectrogram on the level scale of the mixture."
-    ax.set_title(title.replace("_", " "), fontsize=8); ax.tick_params(labelsize=7, length=2)
+    ax.set_title(spoken(title), fontsize=8); ax.tick_params(labelsize=7, length=2)
     if values.ndim == 2:
         draw_spectrogram(ax, two_inks(relative_db(torch.stack([e.rep.values[0], values]).cpu())[1]), e.rep.meta["sample_rate"], e.rep.meta["hop"])
         for label in (ax.xaxis.label, ax.yaxis.label): label.set_fontsize(8)

@@ -27,8 +27,9 @@ from .listen import relative_db, two_inks
 from .metrics import METRICS, summarise
 from .overlap import AGREEMENTS, overlap_differences, overlap_table, output_of
 from .piq import PIQ, code_patches
-from .report import _bare, _list, _one, _ordered, _p, _unit, look, panel_figure
+from .report import _list, _one, _ordered, _p, _unit, panel_figure
 from .stats import compare
+from .style import bare, look
 from .training import seeded
 
 # %% ../nbs/85_piq_report.ipynb #d86e596f
@@ -171,7 +172,7 @@ def usage_figure(usage: pd.DataFrame, # rows of `code_usage` with method and see
     left.set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.4, -0.6), xlim=(min(0.0, left.get_xlim()[0]), 103))
     if rows["rows"].max() > 8 * rows["rows"].min(): right.set_xscale("log")
     else: right.set_xlim(left=0)
-    left.set_xlabel("codes in use per class (%)", fontsize=8); right.set_xlabel("perplexity per class (codes)", fontsize=8); _bare(left); _bare(right)
+    left.set_xlabel("codes in use per class (%)", fontsize=8); right.set_xlabel("perplexity per class (codes)", fontsize=8); bare(left); bare(right)
     return figure
 
 # %% ../nbs/85_piq_report.ipynb #932c35d2

@@ -11,7 +11,7 @@ sys.path.append(str(ROOT/"tools"))
 
 FLOORS = [  # a module imports only from floors below its own
     {"audio", "spectral", "training", "decoder", "codebook", "stats"},
-    {"data", "scenes", "classifier"},
+    {"data", "scenes", "classifier", "style"},
     {"explanation", "own_classifier"},
     {"annotation", "lmac", "piq", "baselines", "l2i", "metrics", "listen"},
     {"sanity", "overlap", "explorer", "study", "experiment", "defects"},

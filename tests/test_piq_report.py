@@ -13,7 +13,8 @@ from lmac_piq.explanation import Attribution
 from lmac_piq.piq import PIQ, PIQTask
 from lmac_piq.piq_report import (ablation_table, at_equal_mix, codebook_gallery, concept_figure, concept_table, overlap_tables, overlap_verdicts, rival_panel, usage_figure, usage_table,
                                  usage_verdict)
-from lmac_piq.report import LOOKS, NULLS, look, save_table, table_html
+from lmac_piq.report import save_table, table_html
+from lmac_piq.style import LOOKS, NULLS, look
 from lmac_piq.stats import bootstrap_ci, holm, paired_difference, paired_test
 from lmac_piq.training import seeded
 

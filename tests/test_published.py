@@ -3,7 +3,8 @@ import re
 import numpy as np, pandas as pd, pytest
 from lmac_piq.experiment import REPORT, project_root
 from lmac_piq.published import SAME, SETTINGS, STATUS, corrected, coverage, order_agreement, our_name, published, published_tables, side_by_side
-from lmac_piq.report import LOOKS, save_table, table_html
+from lmac_piq.report import save_table, table_html
+from lmac_piq.style import LOOKS
 
 METRICS = ["AI", "AD", "AG", "FF", "Fid-In", "SPS", "COMP"]
 COUNTS = {"accuracy": 11, "focalnet": 8, "in_domain": 91, "listening_recordings": 45, "listening_test": 10, "mixtures": 91, "mos": 6, "parkinson": 42,

@@ -11,10 +11,11 @@ from lmac_piq.metrics import METRICS
 from scipy.stats import kendalltau
 
 from lmac_piq import report
-from lmac_piq.report import (BOUNDS, CARD, LOOKS, agreement_figure, caption, curve_figure, difference_table, forest_figure, index_page, localisation_figure, look, loss_figure,
-                             main_table, metric_card, panel_figure, randomisation_figure, rank_agreement, rank_table, reported, roar_figure, save_figure, save_table, show, sweep_figure,
+from lmac_piq.report import (CARD, agreement_figure, caption, curve_figure, difference_table, forest_figure, index_page, localisation_figure, loss_figure,
+                             main_table, metric_card, panel_figure, randomisation_figure, rank_agreement, rank_table, reported, roar_figure, save_table, show, sweep_figure,
                              table_html, tally, verdicts, wins)
 from lmac_piq.stats import compare, holm, paired_difference, paired_test
+from lmac_piq.style import BOUNDS, LOOKS, look, save_figure
 
 N = 40
 
