@@ -70,12 +70,14 @@ class Mix(nn.Module):
 # %% ../nbs/30_mask_decoder.ipynb #921216df
 class TopDown(nn.Module):
     "Feature maps mixed from the deepest to the finest, then joined by what is explained, at its own size: what the light decoders share."
-    def __init__(self, channels: list[int], width: int, n_classes: int, inputs: int):
+    def __init__(self, channels: list[int], width: int, n_classes: int, inputs: int, join: str = "conv"):
         super().__init__()
+        if join not in ("conv", "add"): raise ValueError(f"unknown join {join!r}: choose 'conv' or 'add'")
         self.project = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.mixes = nn.ModuleList(Mix(width, n_classes) for _ in channels)
-        self.top, self.mix, self.out = nn.Conv2d(width + inputs, width // 2, 3, padding=1), Mix(width // 2, n_classes), nn.Conv2d(width // 2, 1, 1)
-        self.conditional = n_classes > 0
+        self.narrow = nn.Conv2d(width, width // 2, 1) if join == "add" else None
+        self.top = nn.Conv2d(inputs if join == "add" else width + inputs, width // 2, 3, padding=1)
+        self.mix, self.out, self.conditional = Mix(width // 2, n_classes), nn.Conv2d(width // 2, 1, 1), n_classes > 0
 
     def draw(self, features: list[Tensor], seen: Tensor, target: Tensor | None) -> Tensor:
         "Feature maps, shallow to deep, and the input as the network sees it [B, inputs, H, W] -> logits [B, H, W]."
@@ -84,15 +86,18 @@ class TopDown(nn.Module):
         x = 0
         for h, project, mix in reversed(list(zip(features, self.project, self.mixes))):
             x = mix(project(h) + (up(x, h.shape[2:]) if torch.is_tensor(x) else 0), target)
-        x = torch.cat([up(x, seen.shape[2:]), seen.to(x.dtype)], 1).contiguous(memory_format=torch.channels_last)
-        return self.out(self.mix(F.gelu(self.top(x)), target))[:, 0]
+        if self.narrow is not None: x = up(self.narrow(x), seen.shape[2:]) + self.top(seen.to(x.dtype))
+        else: x = self.top(torch.cat([up(x, seen.shape[2:]), seen.to(x.dtype)], 1).contiguous(memory_format=torch.channels_last))
+        return self.out(self.mix(F.gelu(x), target))[:, 0]
 
 # %% ../nbs/30_mask_decoder.ipynb #a17c4307
 class LightDecoder(TopDown):
     "Feature maps and values -> logits [B, F, T'], drawn on a mel grid."
-    def __init__(self, channels: list[int], width: int = 48, n_classes: int = 0, n_mels: int = 80, n_fft: int = 1024, sample_rate: int = 16000):
-        super().__init__(channels, width, n_classes, 1)
-        self.config = dict(kind="light", channels=list(channels), width=width, n_classes=n_classes, n_mels=n_mels, n_fft=n_fft, sample_rate=sample_rate)
+    def __init__(self, channels: list[int], width: int = 48, n_classes: int = 0, n_mels: int = 80, n_fft: int = 1024, sample_rate: int = 16000,
+                 join: str = "conv" # how the mel frames enter: "conv" or "add"
+                ):
+        super().__init__(channels, width, n_classes, 1, join)
+        self.config = dict(kind="light", channels=list(channels), width=width, n_classes=n_classes, n_mels=n_mels, n_fft=n_fft, sample_rate=sample_rate, join=join)
         self.mel = LogMel(n_mels, sample_rate, n_fft)
         self.register_buffer("spread", mel_interpolation(n_mels, n_fft, sample_rate), persistent=False)
 
