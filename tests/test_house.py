@@ -14,10 +14,10 @@ FLOORS = [  # a module imports only from floors below its own
     {"data", "scenes", "classifier", "style"},
     {"explanation", "own_classifier"},
     {"annotation", "lmac", "piq", "baselines", "l2i", "metrics", "listen"},
-    {"sanity", "overlap", "explorer", "study", "experiment", "defects"},
+    {"sanity", "overlap", "explorer", "study", "experiment", "defects", "recording"},
     {"evidence"},
     {"bottleneck"},
-    {"report", "published", "piq_report"},
+    {"report", "published", "piq_report", "bench"},
     {"all"},
 ]
 BESIDE = {("baselines", "metrics"), ("decoder", "spectral"), ("l2i", "lmac"), ("piq", "lmac"), ("l2i", "piq"), ("published", "report"), ("piq_report", "report")}  # (importer, imported) on one floor, each a decision: the light decoder draws on the mel grid
