@@ -27,6 +27,7 @@ from .l2i import *
 from .baselines import *
 from .metrics import *
 from .listen import *
+from .player import *
 from .sanity import *
 from .overlap import *
 from .study import *

@@ -14,6 +14,7 @@ FLOORS = [  # a module imports only from floors below its own
     {"data", "scenes", "classifier", "style"},
     {"explanation", "own_classifier"},
     {"annotation", "lmac", "piq", "baselines", "l2i", "metrics", "listen"},
+    {"player"},
     {"sanity", "overlap", "explorer", "study", "experiment", "defects", "recording"},
     {"evidence"},
     {"bottleneck"},
