@@ -10,7 +10,7 @@ __all__ = ['DATA_ENV', 'SAMPLE_RATE', 'ESC50_URL', 'PACKS', 'ESC50_COLUMNS', 'ES
            'coloured_noise', 'synthetic_noise', 'split_files', 'crop', 'read_idx', 'part_of', 'ImageSet', 'image_set']
 
 # %% ../nbs/12_data.ipynb #3717bc5b
-import gzip, hashlib, io, json, lzma, os, shutil, tempfile, zipfile, zlib
+import hashlib, io, json, lzma, math, os, re, shutil, tempfile, zipfile, zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,14 +19,14 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import numpy as np, pandas as pd, soundfile as sf, torch
+import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from filelock import FileLock
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .audio import fit_length, load_wave
+from .audio import fit_length, load_wave, wave_length
 
 # %% ../nbs/12_data.ipynb #c56ec7b2
 DATA_ENV = "LMAC_PIQ_DATA"      # names a folder with one sub-folder per data set
@@ -34,6 +34,9 @@ SAMPLE_RATE = 16_000            # Hz, of every wave this module returns
 
 class DataError(FileNotFoundError):
     "Data that is missing, incomplete or not what it claims to be; the message names the place and the way out"
+    def __init__(self, message: str):
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:2000])
+        super().__init__(shown + ("..." if len(message) > 2000 else ""))
 
 @dataclass(frozen=True)
 class Pack:
@@ -148,8 +151,10 @@ def _extract(archive: Path, base: Path) -> None:
             for name in file.namelist():
                 if not (base / name).resolve().is_relative_to(base.resolve()):
                     raise DataError(f"{archive}: member {name!r} would be written outside the folder; archive refused")
-            file.extractall(base)       # verifies the CRC of every member
-    except zipfile.BadZipFile as error: raise DataError(f"{archive}: damaged ({error}); delete it and download again") from error
+            size, packed = sum(member.file_size for member in file.infolist()), archive.stat().st_size
+            if size > 100 * packed: raise DataError(f"{archive}: {packed} bytes would unpack to {size}; archive refused")
+            file.extractall(base)       # verifies the CRC of every member, and writes no more than its announced size
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error: raise DataError(f"{archive}: damaged ({error}); delete it and download again") from error
 
 def unpack(archive: Path,                                   # zip file
            folder: Path,                                    # must not exist
@@ -165,6 +170,30 @@ def unpack(archive: Path,                                   # zip file
         if check: check(root)
         os.rename(root, folder)
     return folder
+
+# %% ../nbs/12_data.ipynb #1d1a6778
+_LARGEST = 2**30     # bytes of a file that is read whole, decompressed; the largest one of MNIST has 47 million
+
+def _read_bytes(path: Path) -> bytes:
+    "The content of a regular file of bearable size"
+    try:
+        if not path.is_file(): raise DataError(f"{path}: missing, or not a regular file")
+        if (size := path.stat().st_size) > _LARGEST: raise DataError(f"{path}: {size} bytes, at most {_LARGEST} are read; this is not the expected file")
+        return path.read_bytes()
+    except OSError as error: raise error if isinstance(error, DataError) else DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+def _read_table(path: Path, text: Sequence[str], whole: Sequence[str] = (), other: Sequence[str] = ()) -> pd.DataFrame:
+    "A csv file with columns of text, of whole numbers, and others; raises `DataError` where it has none of them, or no rows"
+    try: table = pd.read_csv(io.BytesIO(_read_bytes(path)), dtype=dict.fromkeys(text, str), keep_default_na=False, low_memory=False)
+    except (ValueError, OverflowError, MemoryError) as error: raise DataError(f"{path}: not a csv file ({error})") from error
+    if missing := sorted({*text, *whole, *other} - set(table)): raise DataError(f"{path}: columns {missing} are missing")
+    if table.empty: raise DataError(f"{path}: no rows")
+    for c in whole:
+        if not pd.api.types.is_integer_dtype(table[c]):
+            raise DataError(f"{path}: column {c!r} holds {next((v for v in table[c] if not str(v).isdigit()), table[c][0])!r}, expected whole numbers")
+    for c in text:
+        if (table[c] == "").any(): raise DataError(f"{path}: row {int((table[c] == '').idxmax())} has no {c}")
+    return table
 
 # %% ../nbs/12_data.ipynb #ceb77a78
 ESC50_COLUMNS = ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
@@ -197,16 +226,13 @@ def _csv_path(root: Path) -> Path:
 def esc50_table(root: Path) -> pd.DataFrame:
     "The verified table, one row per clip, index `item`; raises `DataError` listing every fault"
     path = _csv_path(root)
-    try: table = pd.read_csv(path, dtype={"take": str})
-    except (ValueError, UnicodeDecodeError) as error: raise DataError(f"{path}: not a csv file ({error})") from error
-    if missing := [c for c in ESC50_COLUMNS if c not in table]: raise DataError(f"{path}: columns {missing} are missing")
-    if table.empty: raise DataError(f"{path}: no rows")
+    table = _read_table(path, ["filename", "category", "take"], ["fold", "target", "src_file"], ["esc10"])
     if faults := _table_faults(table): raise DataError(f"{path}: {'; '.join(faults)}; replace it by the official esc50.csv")
     return table.rename_axis("item")
 
 def _sound_files(folder: Path) -> dict[str, Path]:
     "Name without suffix -> file, of the sound files in a folder"
-    return {path.stem: path for path in sorted(folder.glob("[!.]*")) if path.suffix in (".flac", ".wav")}
+    return {path.stem: path for path in sorted(folder.glob("[!.]*")) if path.suffix in (".flac", ".wav") and path.is_file()}
 
 def esc50_files(root: Path, table: pd.DataFrame) -> list[Path]:
     "The audio file of every row, in order; raises `DataError` with the number and the first of those missing"
@@ -219,17 +245,22 @@ def esc50_files(root: Path, table: pd.DataFrame) -> list[Path]:
 # %% ../nbs/12_data.ipynb #8e8d0bb7
 def _open_waves(folder: Path, shape: tuple[int, int]) -> np.ndarray | None:
     "The mapped waves of a cache folder, or None where they are absent, cut short or altered"
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        waves = np.load(folder / "waves.npy", mmap_mode="r")
-    except (OSError, ValueError, EOFError): return None
-    whole = waves.shape == shape and waves.dtype == np.int16 and sha256_file(folder / "waves.npy") == manifest.get("sha256")
+    manifest, stored = folder / "manifest.json", folder / "waves.npy"
+    if not (manifest.is_file() and stored.is_file()): return None
+    try: listed, waves = json.loads(manifest.read_bytes())["sha256"], np.load(stored, mmap_mode="r", allow_pickle=False)
+    except Exception: return None       # whatever else lies there, it is made again
+    whole = isinstance(waves, np.memmap) and waves.shape == shape and waves.dtype == np.int16 and sha256_file(stored) == listed
     return waves if whole else None
+
+def _clear(path: Path) -> None:
+    "Remove a folder, or whatever has taken its name"
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.lexists(path): path.unlink()
 
 def _decode(files: Sequence[Path], folder: Path, n_samples: int, progress: bool) -> None:
     "Decode `files` to `folder` as 16-bit integers, under a temporary name until complete"
     draft = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
+    _clear(draft)
     draft.mkdir(parents=True)
     with (draft / "waves.npy").open("wb") as out:
         header = {"descr": "<i2", "fortran_order": False, "shape": (len(files), n_samples)}
@@ -238,7 +269,7 @@ def _decode(files: Sequence[Path], folder: Path, n_samples: int, progress: bool)
             wave = fit_length(load_wave(file, SAMPLE_RATE), n_samples)
             out.write((wave * 32768).round().clamp(-32768, 32767).numpy().astype("<i2").tobytes())
     (draft / "manifest.json").write_text(json.dumps({"sha256": sha256_file(draft / "waves.npy"), "files": [f.name for f in files]}))
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder)
     os.rename(draft, folder)
 
 # %% ../nbs/12_data.ipynb #8a520866
@@ -256,6 +287,7 @@ def wave_cache(files: Sequence[Path],      # audio files, one per row
         if (waves := _open_waves(folder, shape)) is None:
             _decode(files, folder, n_samples, progress)
             waves = _open_waves(folder, shape)
+    if waves is None: raise DataError(f"{folder}: what was written there cannot be read back; is another program changing it? Remove it and try again")
     return waves
 
 # %% ../nbs/12_data.ipynb #21de16c7
@@ -338,8 +370,7 @@ def batch(self: FoldedClips, items: Sequence[int]) -> Batch:
 @patch(as_prop=True)
 def lengths(self: FoldedClips) -> Tensor:
     "Samples of each clip that are not padding, [n] long, read from the files' headers; at most `n_samples`"
-    heads = [sf.info(file) for file in self.files]
-    return torch.tensor([min(-(-head.frames * SAMPLE_RATE // head.samplerate), self.n_samples) for head in heads])
+    return torch.tensor([min(wave_length(file, SAMPLE_RATE), self.n_samples) for file in self.files])
 
 @patch
 def fold_items(self: FoldedClips, *folds: int) -> np.ndarray:
@@ -408,13 +439,10 @@ def us8k_table(root: Path) -> pd.DataFrame:
     "The verified table in the words of `esc50_table`, one row per clip, index `item`; raises `DataError` naming the wrong rows"
     path = Path(root) / PACKS["urbansound8k"].marker[0]
     if not path.is_file(): raise DataError(f"{path}: missing; expected {PACKS['urbansound8k'].files}")
-    try: table = pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error: raise DataError(f"{path}: not a csv file ({error})") from error
-    if missing := [c for c in US8K_COLUMNS if c not in table]: raise DataError(f"{path}: columns {missing} are missing")
-    if table.empty: raise DataError(f"{path}: no rows")
-    table = table[list(US8K_COLUMNS)].rename(columns=US8K_COLUMNS)
+    text = ["slice_file_name", "class"]
+    table = _read_table(path, text, other=[c for c in US8K_COLUMNS if c not in text])[list(US8K_COLUMNS)].rename(columns=US8K_COLUMNS)
     numbers = ["src_file", "start", "end", "salience", "fold", "target"]
-    table = table.assign(filename=table.filename.astype(str), category=table.category.astype(str), **table[numbers].apply(pd.to_numeric, errors="coerce"))
+    table = table.assign(**table[numbers].apply(pd.to_numeric, errors="coerce"))
     wrong = {fault: table.filename[rows] for fault, rows in _wrong_rows(table).items() if rows.any()}
     if wrong:
         faults = [f"{fault} ({names.iloc[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})" for fault, names in wrong.items()]
@@ -543,36 +571,53 @@ PACKS |= {
 }
 
 # %% ../nbs/12_data.ipynb #1e22aab1
-_UNPACK = {"": bytes, ".gz": gzip.decompress, ".xz": lzma.decompress}
+_UNPACKERS = {".gz": lambda: zlib.decompressobj(wbits=31), ".xz": lambda: lzma.LZMADecompressor(memlimit=2**28)}
+
+def _unpacked(path: Path, content: bytes) -> bytes:
+    "What a .gz or .xz file holds; the content itself for others"
+    if path.suffix not in _UNPACKERS: return content
+    out = b""
+    while content:          # a file may have several members
+        unpacker = _UNPACKERS[path.suffix]()
+        try: out += unpacker.decompress(content, _LARGEST + 1 - len(out))
+        except (lzma.LZMAError, zlib.error) as error: raise DataError(f"{path}: damaged ({error}); fetch it again") from error
+        if len(out) > _LARGEST: raise DataError(f"{path}: unpacks to more than {_LARGEST} bytes; this is not the expected file")
+        if not unpacker.eof: raise DataError(f"{path}: damaged (cut short); fetch it again")
+        content = unpacker.unused_data.lstrip(b"\0")
+    return out
 
 def _sums(root: Path) -> dict[str, str]:
     "File name -> SHA-256, from the folder's SHA256SUMS; empty where there is none"
     path = Path(root) / "SHA256SUMS"
-    rows = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
-    return {name.strip().lstrip("*").removeprefix("./"): digest for digest, name in rows}
-
-def _content(root: Path, name: str, sums: dict[str, str]) -> bytes:
-    "The decompressed content of root/name, .gz or .xz; raises `DataError` if it is missing, damaged or not the listed one"
-    path = next((p for end in _UNPACK if (p := Path(root) / f"{name}{end}").is_file()), None)
-    if path is None: raise DataError(f"{Path(root) / name}: missing (also as .gz and .xz)")
-    content, listed = path.read_bytes(), sums.get(path.relative_to(root).as_posix())
-    if listed and hashlib.sha256(content).hexdigest() != listed: raise DataError(f"{path}: not the file that SHA256SUMS lists; fetch it again")
-    try: return _UNPACK[path.suffix if path.suffix in _UNPACK else ""](content)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error: raise DataError(f"{path}: damaged ({error}); fetch it again") from error
+    lines = _read_bytes(path).decode(errors="replace").splitlines() if os.path.lexists(path) else []
+    rows = [re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:\./)?(.+?)\s*", line) for line in lines if line.strip()]
+    if None in rows: raise DataError(f"{path}: damaged, every line should be a digest and a name; fetch it again, or remove it")
+    return {row[2]: row[1].lower() for row in rows}
 
 # %% ../nbs/12_data.ipynb #d07dee46
+def _content(root: Path, name: str, sums: dict[str, str]) -> bytes:
+    "The decompressed content of root/name, .gz or .xz; raises `DataError` if it is missing, damaged or not the listed one"
+    if Path(name).is_absolute() or ".." in Path(name).parts: raise DataError(f"{root}: the table names {name!r}, which is outside this folder; refused")
+    try: path = next((p for end in ("", *_UNPACKERS) if (p := Path(root) / f"{name}{end}").is_file()), None)
+    except OSError as error: raise DataError(f"{Path(root) / name}: cannot be read ({error.strerror})") from error
+    if path is None: raise DataError(f"{Path(root) / name}: missing (also as .gz and .xz)")
+    content, listed = _read_bytes(path), sums.get(path.relative_to(root).as_posix())
+    if listed and hashlib.sha256(content).hexdigest() != listed: raise DataError(f"{path}: not the file that SHA256SUMS lists; fetch it again")
+    return _unpacked(path, content)
+
+# %% ../nbs/12_data.ipynb #500c9660
 def read_idx(content: bytes, source: str | Path = "IDX file") -> np.ndarray:
     "The uint8 array in an IDX file; raises `DataError` for another type or length"
-    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]: raise DataError(f"{source}: not an IDX file of unsigned bytes")
-    shape = np.frombuffer(content, ">i4", content[3], 4)
+    if len(content) < 4 or content[:3] != b"\0\0\x08" or content[3] > 4 or len(content) < 4 + 4 * content[3]: raise DataError(f"{source}: not an IDX file of unsigned bytes with up to 4 axes")
+    shape = np.frombuffer(content, ">u4", content[3], 4).tolist()
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
-    if data.size != np.prod(shape): raise DataError(f"{source}: {data.size} bytes where {' x '.join(map(str, shape))} are announced; fetch it again")
+    if data.size != math.prod(shape): raise DataError(f"{source}: {data.size} bytes where {' x '.join(map(str, shape))} are announced; fetch it again")
     return data.reshape(shape)
 
 def _read_npy(content: bytes, source: str | Path) -> np.ndarray:
     "The array in a .npy file"
-    try: return np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error: raise DataError(f"{source}: not a .npy file ({error})") from error
+    try: return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error: raise DataError(f"{source}: not a .npy file of numbers ({type(error).__name__}: {error})") from error
 
 # %% ../nbs/12_data.ipynb #f5e10366
 SPLITS = ("train", "valid", "test", "annotator", "interpreter")   # train = annotator + interpreter
@@ -595,7 +640,9 @@ class ImageSet:
                  groups: Sequence | None = None):   # [N] what an image was cut from; default: its number
         self.name, self.split, self.classes = name, split, list(classes)
         self.pixels, self.masks = np.asarray(pixels), None if masks is None else np.asarray(masks)
-        self.targets = torch.from_numpy(np.asarray(targets).astype(np.int64))     # [N] long
+        labels = np.asarray(targets)
+        if labels.size and labels.dtype.kind not in "iu": raise DataError(f"{name}, {split}: labels are {labels.dtype}, expected whole numbers")
+        self.targets = torch.from_numpy(labels.astype(np.int64))                  # [N] long
         self.groups = np.arange(len(self.pixels)) if groups is None else np.asarray(groups)
         if faults := self.faults(): raise DataError(f"{name}, {split}: {'; '.join(faults)}")
         content = hashlib.sha256(json.dumps([name, split, self.classes, self.pixels.shape, self.masks is not None]).encode())
@@ -619,6 +666,7 @@ def faults(self: ImageSet) -> list[str]:
     masks = n and self.masks is not None and (self.masks.dtype != bool or self.masks.shape != (n, *shape[2:]))
     faults = {
         "no images": n == 0,
+        "images without pixels": 0 in shape[2:],
         f"{len(self.targets)} labels for {n} images": len(self.targets) != n,
         f"{len(self.groups)} groups for {n} images": len(self.groups) != n,
         f"label {outside[0] if len(outside) else ''} with {c} classes": len(outside) > 0,
@@ -663,15 +711,15 @@ def _quickdraw_arrays(root: Path, name: str, part: str) -> dict:
     sums = _sums(root)
     images, labels = (_read_npy(_content(root, file, sums), root / file) for file in (f"{part}_images.npy", f"{part}_labels.npy"))
     if images.ndim != 3: raise DataError(f"{root / part}_images.npy: shape {list(images.shape)}, expected [n, 28, 28]")
-    return dict(pixels=images[:, None], targets=labels, classes=_content(root, "classes.txt", sums).decode().splitlines())
+    return dict(pixels=images[:, None], targets=labels, classes=_content(root, "classes.txt", sums).decode(errors="backslashreplace").splitlines())
 
 # %% ../nbs/12_data.ipynb #d683207b
+_MOST_PIXELS = 2**24   # of one picture: 4096 x 4096
+
 def _crops_table(root: Path) -> pd.DataFrame:
     "The verified table of the colour crops"
     path = root / "crops.csv"
-    try: table = pd.read_csv(path, dtype=str)
-    except (ValueError, OSError) as error: raise DataError(f"{path}: not a csv file ({error})") from error
-    if missing := [c for c in ("file", "mask", "split", "label", "photo") if c not in table]: raise DataError(f"{path}: columns {missing} are missing")
+    table = _read_table(path, ["file", "mask", "split", "label", "photo"])
     if other := set(table.split) - {"train", "test"}: raise DataError(f"{path}: split {sorted(map(str, other))[0]!r}, expected train or test")
     both = table.groupby("photo").split.nunique() > 1
     if both.any(): raise DataError(f"{path}: photo {both.idxmax()} lies in train and test")
@@ -687,9 +735,13 @@ def _crops_arrays(root: Path, name: str, part: str) -> dict:
                 masks=np.array(masks), groups=table.photo.to_numpy())
 
 def _picture(root: Path, name: str, mode: str, sums: dict[str, str]) -> np.ndarray:
-    "A picture file as an array: RGB bytes [H, W, 3] or, in mode 1, booleans [H, W]"
-    try: return np.array(Image.open(io.BytesIO(_content(root, name, sums))).convert(mode))
-    except (UnidentifiedImageError, OSError) as error: raise error if isinstance(error, DataError) else DataError(f"{root / name}: not a picture ({error})")
+    "A .jpg or .png file as an array: RGB bytes [H, W, 3] or, in mode 1, booleans [H, W]"
+    content = _content(root, name, sums)
+    try:
+        image = Image.open(io.BytesIO(content), formats=["JPEG", "PNG"])      # of PIL's other formats, some start programs
+        if math.prod(image.size) <= _MOST_PIXELS: return np.array(image.convert(mode))
+    except Exception as error: raise DataError(f"{root / name}: not a picture ({type(error).__name__}: {error})") from error
+    raise DataError(f"{root / name}: {image.size[0]} x {image.size[1]} pixels, at most {_MOST_PIXELS} are read; cut a crop from it")
 
 # %% ../nbs/12_data.ipynb #ff87309c
 _READERS = dict(mnist=_idx_arrays, fashion_mnist=_idx_arrays, quickdraw=_quickdraw_arrays, ccp_crops=_crops_arrays)

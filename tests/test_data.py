@@ -183,7 +183,7 @@ def test_indexing_is_a_fresh_copy(tmp_path):
     (lambda t: t.assign(target=t.target + 1), "targets are not"),
     (lambda t: t.assign(category="x"), "one to one"),
     (lambda t: t.assign(filename="../" + t.filename), "disagrees with its row"),
-    (lambda t: t.assign(target="dog"), "targets are not"),
+    (lambda t: t.assign(target="dog"), "column 'target' holds 'dog'"),
     (lambda t: t.drop(columns=["take", "fold"]), r"\['fold', 'take'\] are missing"),
     (lambda t: t.iloc[:0], "no rows"),
 ])
