@@ -38,6 +38,8 @@ from .bottleneck import *
 from .published import *
 from .report import *
 from .piq_report import *
+from .bench import *
+from .decoder_choice import *
 
 # %% ../nbs/90_all.ipynb #af4bf618
 __all__ = sorted(name for name in globals() if not name.startswith("_"))
