@@ -257,7 +257,7 @@ def summary(c: Comparison) -> dict:
                   probabilities={part: {n: finite(v) for n, v in zip(c.classes, p.tolist())} for part, p in c.probs.items()})
     if c.sample_rate is None: return record
     energy = {part: c.energy(part) for part in c.signals}
-    return record | dict(sample_rate=c.sample_rate, seconds=len(c.signals["original"]) / c.sample_rate,
+    return record | dict(sample_rate=c.sample_rate, hop=c.hop, seconds=len(c.signals["original"]) / c.sample_rate,
                          gain=c.gain, gain_db=finite(20 * math.log10(c.gain)),
                          energy={part: finite(v) for part, v in energy.items()},
                          level_db={part: finite(decibels(v)) for part, v in energy.items()})
