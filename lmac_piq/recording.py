@@ -6,13 +6,14 @@
 __all__ = ['TRACKS', 'read_blocks', 'clock', 'resample_blocks', 'stream_wave', 'cut_windows', 'window_batches', 'fade', 'Stitch',
            'Layout', 'make_layout', 'mean_logits', 'choose_targets', 'window_logits', 'pick_windows', 'windows_at',
            'window_rows', 'Recording', 'recording_remarks', 'recording_summary', 'explain_recording', 'ribbon',
-           'ribbon_html', 'recording_headline', 'recording_html', 'examples_html', 'static_page']
+           'load_comparison', 'load_recording', 'recording_headline', 'ribbon_html', 'recording_html', 'examples_html',
+           'recording_assets', 'static_page']
 
 # %% ../nbs/73_recording.ipynb #4b742041
-import html, json, math, mmap, os, tempfile
+import html, json, math, mmap, os, tempfile, urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import matplotlib as mpl, numpy as np, pandas as pd, soundfile as sf, torch
@@ -23,14 +24,19 @@ from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import lmac_piq
-from .audio import AudioError, _LOUDEST, _truncation, open_sound, resample, shared_gain, wave_length
+from .audio import AudioError, _LOUDEST, _truncation, load_wave, open_sound, resample, shared_gain, wave_length
 from .classifier import Explainable
-from .explanation import Explainer, explain, frozen
-from .listen import STYLE, Comparison, _INK, _PAGE, _style_axes, card, comparisons, decibels, energy_ratio, inline_png, is_silent, percent, png_bytes
+from .explanation import Explainer, Explanation, explain, frozen
+from .listen import STYLE, Comparison, _INK, _PAGE, _style_axes, comparisons, decibels, energy_ratio, inline_png, is_silent, percent, png_bytes
+from .player import player_assets, player_html
+from .spectral import Spectrogram
 from .style import spoken
 from .training import atomic
 
@@ -230,7 +236,7 @@ def _write_tracks(tape: object, folder: Path, rate: int, gain: float) -> np.ndar
     return np.concatenate(energies)
 
 # %% ../nbs/73_recording.ipynb #d9237186
-def window_rows(e: "Explanation", waves: Tensor, starts: Sequence[int], rate: int) -> list[dict]:
+def window_rows(e: Explanation, waves: Tensor, starts: Sequence[int], rate: int) -> list[dict]:
     "One record per window of a batch: times, classes, probabilities, energies relative to the original; `waves` [B, 3, T]."
     (p_kept, p_removed), best = e.judge(), e.p.max(1)
     share = [[energy_ratio(part, w[0]) if not is_silent(w[0]) else math.nan for part in w[1:]] for w in waves]
@@ -238,17 +244,20 @@ def window_rows(e: "Explanation", waves: Tensor, starts: Sequence[int], rate: in
                  target=e.classes[t], p=float(e.p[i, t]), p_kept=float(p_kept[i, t]), p_removed=float(p_removed[i, t]), kept_energy=share[i][0], removed_energy=share[i][1])
             for i, (s, t) in enumerate(zip(starts, e.target.tolist()))]
 
+def _window_folder(folder: Path, i: int) -> Path: return folder / f"window-{i:05d}"
+
 def _explain_windows(model: Explainable, explainer: Explainer, layout: Layout, path: str | os.PathLike, targets: Tensor, picks: Sequence[int],
-                     tape: object, batch_size: int, domain: str, progress: bool | None) -> tuple[pd.DataFrame, list[tuple[float, Comparison]], float]:
-    "Explain every window onto the tape; a row per window, the picked ones as (start in s, comparison), and the peak of all tracks."
-    stitch, rows, examples, peak, rate = Stitch(len(TRACKS), layout.size - layout.step), [], [], 0.0, layout.sample_rate
+                     tape: object, folder: Path, batch_size: int, domain: str, progress: bool | None) -> tuple[pd.DataFrame, dict[int, Comparison], float]:
+    "Explain every window onto the tape; a row per window, the picked ones (saved, too) by number, and the peak of all tracks."
+    stitch, rows, examples, peak, rate = Stitch(len(TRACKS), layout.size - layout.step), [], {}, 0.0, layout.sample_rate
     for starts, x in _progress(window_batches(layout.cut(path), batch_size), len(targets), "explaining", progress):
         k = len(rows)
         e = explain(model, explainer, x, targets[k:k + len(x)] if explainer.class_conditional else None, domain)
         waves = torch.stack([e.x, e.kept(), e.removed()], 1).float().cpu()
         for start, wave in zip(starts, waves): peak = max(peak, _append(tape, stitch.add(start, wave)))
         rows += window_rows(e, waves, starts, rate)
-        examples += [(starts[i - k] / rate, comparisons(e[i - k])[0]) for i in picks if k <= i < k + len(x)]
+        for i in picks:
+            if k <= i < k + len(x): examples[i] = comparisons(e[i - k])[0]; e[i - k].save(_window_folder(folder, i))
     return pd.DataFrame(rows), examples, max(peak, _append(tape, stitch.take()))
 
 # %% ../nbs/73_recording.ipynb #ee16d765
@@ -265,7 +274,7 @@ class Recording:
     gain: float               # the one linear factor of the three files
     windows: pd.DataFrame     # a row per window
     levels: pd.DataFrame      # a row per 0.1 s: time_s and the energy of each track
-    examples: list[tuple[float, Comparison]] = field(default_factory=list)   # (start in s, window)
+    examples: dict[int, Comparison] = field(default_factory=dict)   # windows by number; `window-00012` in the folder holds number 12
     domain: str = "log"
 
     @property
@@ -301,8 +310,7 @@ def recording_summary(r: Recording) -> dict:
     finite = lambda v: round(float(v), 6) if math.isfinite(v) else None
     energy = {part: r.energy(part) for part in TRACKS}
     return dict(source=r.source, explainer=r.explainer, domain=r.domain, target=None if r.target is None else r.classes[r.target], predicted=r.classes[r.predicted],
-                windows=len(r.windows), window_seconds=r.layout.size / r.layout.sample_rate, step_seconds=r.layout.step / r.layout.sample_rate,
-                sample_rate=r.layout.sample_rate, seconds=r.seconds, gain=r.gain, gain_db=finite(20 * math.log10(r.gain)), remarks=recording_remarks(r),
+                windows=len(r.windows), layout=asdict(r.layout), examples=list(r.examples), seconds=r.seconds, gain=r.gain, gain_db=finite(20 * math.log10(r.gain)), remarks=recording_remarks(r),
                 probabilities={n: finite(p) for n, p in zip(r.classes, r.probs.tolist())},
                 energy={part: finite(v) for part, v in energy.items()}, level_db={part: finite(decibels(v)) for part, v in energy.items()})
 
@@ -310,7 +318,7 @@ def recording_summary(r: Recording) -> dict:
 @patch
 def _save_tables(self: Recording) -> Recording:
     "Write `recording.json`, `windows.csv` and `levels.csv` beside the sounds."
-    table = lambda frame: frame.to_csv(index=False, float_format="%.6g")
+    table = lambda frame: frame.to_csv(index=False, float_format="%.9g")
     for name, text in {"recording.json": json.dumps(recording_summary(self), indent=1, allow_nan=False), "windows.csv": table(self.windows), "levels.csv": table(self.levels)}.items():
         with atomic(self.folder / name) as part: part.write_text(text, encoding="utf8")
     return self
@@ -334,7 +342,7 @@ def explain_recording(model: Explainable, explainer: Explainer,
     picks = windows_at(spans, regions, layout.sample_rate) if len(regions) else pick_windows(spans, p, targets)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as tape:
-        table, examples, peak = _explain_windows(model, explainer, layout, path, targets, picks, tape, batch_size, domain, progress)
+        table, examples, peak = _explain_windows(model, explainer, layout, path, targets, picks, tape, folder, batch_size, domain, progress)
         gain = shared_gain(torch.tensor(peak)) if not silent.all() else 1.0
         energy = _write_tracks(tape, folder, layout.sample_rate, gain)
     levels = pd.DataFrame(energy, columns=list(TRACKS)); levels.insert(0, "time_s", np.arange(len(energy)) / _CELL)
@@ -398,7 +406,7 @@ def ribbon(r: Recording, width: float = 8.0 # inches
     classes, levels, bar = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[:, 1])
     figure.colorbar(_draw_classes(classes, r), cax=bar, ticks=[0, 0.5, 1], label="probability")
     _draw_levels(levels, r); _time_axis(levels, r.seconds, round(width))
-    inks = [(Patch(color="#a6a6a6", alpha=0.6),), tuple(Patch(color=mpl.colormaps["magma"](v)) for v in (0.0, 0.25, 0.5, 0.75, 1.0))]
+    inks = [(Patch(color="#a6a6a6", alpha=0.6, linewidth=0),), tuple(Patch(color=mpl.colormaps["magma"](v), linewidth=0) for v in (0.0, 0.25, 0.5, 0.75, 1.0))]
     levels.legend(inks, ["original", "kept"], handler_map={tuple: HandlerTuple(None, 0)}, loc="lower right", ncols=2, fontsize=8, frameon=False, labelcolor=_INK, bbox_to_anchor=(1, 0.97), borderpad=0)
     _style_axes(figure)
     classes.tick_params(axis="y", length=0)
@@ -406,64 +414,84 @@ def ribbon(r: Recording, width: float = 8.0 # inches
     return figure
 
 # %% ../nbs/73_recording.ipynb #78868871
-_RIBBON = """
-.recording .ribbon { position: relative; margin: 10px 0; cursor: pointer; }
-.recording .ribbon img { display: block; width: 100%; height: auto; }
-.recording .ribbon i { position: absolute; top: 0; bottom: 0; width: 0; border-left: 2px solid var(--accent); pointer-events: none; }
-.recording .ribbon.narrow { display: none; }
-@media (max-width: 560px) { .recording .ribbon.wide { display: none; } .recording .ribbon.narrow { display: block; } }
-.recording .ribbon:focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; }
-.lmac-piq.recording h3, article h2 { font-size: 18px; font-weight: 650; margin: 0 0 8px; }
-"""
-
-def ribbon_html(r: Recording) -> str:
-    "The ribbon as two pictures, for wide and for narrow windows; the data say where time begins and ends in each."
-    found, label = "", f"classes of the windows and levels of original and kept over {clock(r.seconds)}"
-    for kind, width in (("wide", 8.0), ("narrow", 3.6)):
-        figure = ribbon(r, width)
-        png = png_bytes(figure, dpi=110 if kind == "wide" else 180)
-        left, _, wide, _ = figure.axes[0].get_position().bounds
-        found += (f'<div class="ribbon {kind}" data-left="{left:.4f}" data-right="{left + wide:.4f}" data-seconds="{r.seconds:.3f}" tabindex="0" role="slider" aria-label="position in the recording" '
-                  f'aria-valuemin="0" aria-valuemax="{r.seconds:.1f}" aria-valuenow="0">{inline_png(png, label)}<i hidden></i></div>')
-    return found
+def load_comparison(folder: str | os.PathLike) -> Comparison:
+    "What `Explanation.save` wrote, at the level of the input again."
+    folder = Path(folder)
+    try: record, mask = json.loads((folder / "explanation.json").read_text(encoding="utf8")), load_file(folder / "mask.safetensors")["mask"]
+    except (OSError, ValueError, KeyError, SafetensorError) as e: raise ValueError(f"{folder} holds no readable explanation ({type(e).__name__}: {e}): explain the item again") from e
+    classes = list(record["probabilities"]["original"])
+    probs = {part: torch.tensor([math.nan if p is None else p for p in record["probabilities"][part].values()]) for part in TRACKS}
+    shown = dict(explainer=record["explainer"], classes=classes, target=classes.index(record["target"]), probs=probs, domain=record["domain"])
+    if "sample_rate" not in record:
+        pixels = {part: torch.from_numpy(np.atleast_3d(np.asarray(Image.open(folder / f"{part}.png"), np.float32)) / 255).permute(2, 0, 1) for part in TRACKS}
+        return Comparison(signals=pixels, values=pixels["original"], mask=mask, **shown)
+    rate, hop = record["sample_rate"], record["hop"]
+    waves = {part: load_wave(folder / f"{part}.wav", rate) / record["gain"] for part in TRACKS}
+    values = Spectrogram(rate, 2 * len(mask) - 2, hop, 2 * hop)(waves["original"][None], phase=False)[0][0]
+    return Comparison(signals=waves, values=values, mask=mask[:, :values.shape[1]], sample_rate=rate, hop=hop, **shown)
 
 # %% ../nbs/73_recording.ipynb #0f877704
+def load_recording(folder: str | os.PathLike) -> Recording:
+    "What `explain_recording` wrote."
+    folder, shares = Path(folder), ("kept_energy", "removed_energy")
+    record = json.loads((folder / "recording.json").read_text(encoding="utf8"))
+    windows = pd.read_csv(folder / "windows.csv", dtype=dict(predicted=str, target=str), keep_default_na=False, na_values={name: [""] for name in shares})
+    classes, probs = zip(*record["probabilities"].items())
+    return Recording(folder, record["source"], record["explainer"], list(classes), Layout(**record["layout"]), torch.tensor(probs), record["target"] and classes.index(record["target"]),
+                     record["gain"], windows, pd.read_csv(folder / "levels.csv"), {i: load_comparison(_window_folder(folder, i)) for i in record["examples"]}, record["domain"])
+
+# %% ../nbs/73_recording.ipynb #e385d389
 def recording_headline(r: Recording) -> str:
     "What was explained, and how much of it is kept, in one line of text."
     target = f"for {spoken(r.classes[r.target])}" if r.target is not None else "for each window's class"
     kept = "" if math.isnan(r.energy("kept")) else f"; {percent(r.energy('kept'))} of the energy is kept"
-    step = r.layout.size / r.layout.sample_rate
-    return f"{clock(r.seconds)}, {spoken(r.classes[r.predicted])} (p {float(r.probs[r.predicted]):.2f}), explained {target} by {r.explainer} in {len(r.windows)} window{'s' * (len(r.windows) > 1)} of {clock(min(step, r.seconds))}{kept}"
+    count = f"{len(r.windows)} windows of {clock(r.layout.size / r.layout.sample_rate)}" if len(r.windows) > 1 else "one window"
+    return f"{clock(r.seconds)}, {spoken(r.classes[r.predicted])} (p {float(r.probs[r.predicted]):.2f}), explained {target} by {r.explainer} in {count}{kept}"
 
-def recording_html(r: Recording, sounds: bool = True) -> str:
-    "Headline, remarks and ribbon; with `sounds`, players of the files in the recording's folder."
-    notes = "".join(f'<p class="remark">{html.escape(text)}</p>' for text in recording_remarks(r))
-    player = lambda part: f'<audio controls preload="metadata" src="{part}.wav" aria-label="{part}, the whole recording"></audio>'
-    share = lambda part: "" if math.isnan(r.energy(part)) or part == "original" else f"<p><b>{html.escape(percent(r.energy(part)))}</b> of the energy</p>"
-    parts = "".join(f'<div class="part {part}"><h4>{part.capitalize()}</h4>{player(part)}{share(part)}</div>' for part in TRACKS) if sounds else ""
+def ribbon_html(r: Recording) -> str:
+    "The ribbon as two pictures, for wide and for narrow windows; the data say where time begins and ends in each."
+    found, label = "", f"classes of the windows and levels of original and kept over {clock(r.seconds)}"
+    for kind, width, dpi in (("wide", 8.0, 110), ("narrow", 3.6, 180)):
+        figure = ribbon(r, width)
+        picture = inline_png(png_bytes(figure, dpi), label)
+        left, _, across, _ = figure.axes[0].get_position().bounds
+        found += f'<div class="ribbon {kind}" data-left="{left:.4f}" data-right="{left + across:.4f}" data-seconds="{r.seconds:.3f}">{picture}<i hidden></i></div>'
+    return found
+
+# %% ../nbs/73_recording.ipynb #6e823539
+def recording_html(r: Recording, base: str | os.PathLike | None = None # the folder of the page, for links to the sounds; None: no players
+                  ) -> str:
+    "Headline, remarks, ribbon and the three tracks of a recording, as HTML."
+    notes, parts = "".join(f'<p class="remark">{html.escape(text)}</p>' for text in recording_remarks(r)), ""
+    for part in TRACKS if base is not None else ():
+        source = html.escape(urllib.parse.quote(os.path.relpath(r.folder / f"{part}.wav", base)))
+        share = "the whole recording" if part == "original" or math.isnan(r.energy(part)) else f"<b>{html.escape(percent(r.energy(part)))}</b> of the energy"
+        parts += f'<div class="part {part}"><h4>{part.capitalize()}</h4><audio controls preload="metadata" src="{source}" aria-label="{part}, the whole recording"></audio><p>{share}</p></div>'
     return f'<section class="lmac-piq recording"><p>{html.escape(recording_headline(r))}</p>{notes}{ribbon_html(r)}<div class="three">{parts}</div></section>'
 
 def examples_html(r: Recording) -> str:
     "The picked windows as clips."
-    return "".join(f'<article id="at-{start:g}"><h2>{clock(start)} to {clock(start + len(c.signals["original"]) / c.sample_rate)}</h2>{card(c)}</article>' for start, c in r.examples)
+    span = lambda i: f"{clock(r.windows.start_s[i])} to {clock(r.windows.end_s[i])}"
+    return "".join(f'<article id="window-{i}"><h2>{span(i)}</h2>{player_html(c, assets=False)}</article>' for i, c in r.examples.items())
 
-# %% ../nbs/73_recording.ipynb #a4c50b27
-def static_page(title: str, body: str, note: str = "", script: str = "") -> str:
-    "A static page; `title` and `note` are text, `body` is HTML."
-    head = (f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><link rel="icon" href="data:,">'
-            f'<style>{_PAGE}{_RIBBON}</style>{STYLE}' + (f'<script type="module">{script}</script>' if script else ""))
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>{body}</body></html>'
+# %% ../nbs/73_recording.ipynb #c0bc10d5
+def recording_assets() -> str:
+    "Styles and scripts for recordings and clips, once for a document."
+    style, script = ((Path(lmac_piq.__file__).parent / "static" / f"recording.{kind}").read_text(encoding="utf8") for kind in ("css", "js"))
+    return f'{STYLE}<style>{style}</style><script type="module">{script}</script>{player_assets()}'
+
+def static_page(title: str, body: str) -> str:
+    "A page that stands alone; `title` is text, `body` is HTML."
+    title = html.escape(title)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><link rel="icon" href="data:,"><style>{_PAGE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{title}</h1><p>made with lmac_piq {lmac_piq.__version__}</p>{body}{recording_assets()}</body></html>'
 
 @patch
 def save_page(self: Recording) -> Path:
     "Write `index.html` and `ribbon.png` beside the sounds; the page."
-    script = (Path(lmac_piq.__file__).parent / "static" / "recording.js").read_text(encoding="utf8")
-    page = static_page(self.source, recording_html(self) + examples_html(self), f"made with lmac_piq {lmac_piq.__version__}", script)
     with atomic(self.folder / "ribbon.png") as part: part.write_bytes(png_bytes(ribbon(self)))
-    with atomic(self.folder / "index.html") as part: part.write_text(page, encoding="utf8")
+    with atomic(self.folder / "index.html") as part: part.write_text(static_page(self.source, recording_html(self, self.folder) + examples_html(self)), encoding="utf8")
     return self.folder / "index.html"
 
 @patch
-def _repr_html_(self: Recording) -> str:
-    "Ribbon and picked windows."
-    return f"{STYLE}<style>{_RIBBON}</style>{recording_html(self, sounds=False)}{examples_html(self)}"
+def _repr_html_(self: Recording) -> str: return recording_html(self) + examples_html(self) + recording_assets()
