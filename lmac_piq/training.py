@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['FitConfig', 'make_optimizer', 'make_schedule', 'seeded', 'atomic', 'save_weights', 'CheckpointError',
-           'read_checkpoint', 'train_epoch', 'make_average', 'fit']
+           'read_checkpoint', 'Within', 'train_epoch', 'make_average', 'alone', 'fit']
 
 # %% ../nbs/14_training.ipynb #9ae5bf18
 import os, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -100,22 +101,56 @@ def read_checkpoint(path: str | Path, config: FitConfig) -> dict | None:
     return state
 
 # %% ../nbs/14_training.ipynb #cb82a55e
+@dataclass
+class Within:
+    "How far an epoch has come: all that its next step depends on besides the weights."
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)   # of the terms
+    seconds: float = 0.0
+    random: list[Tensor] = field(default_factory=list)     # states of torch's generators, where the epoch was cut
+    whole: bool = False                                    # no batch is left
+
+    def cut(self, device: torch.device) -> None:
+        "Remember the random state, so that the rest of the epoch draws what it would have drawn."
+        self.random = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+    def resume(self, device: torch.device) -> None:
+        "Go on drawing from where the epoch was cut."
+        if self.random: torch.set_rng_state(self.random[0])
+        if len(self.random) > 1 and device.type == "cuda": torch.cuda.set_rng_state(self.random[1], device)
+
+# %% ../nbs/14_training.ipynb #1109854e
 def train_epoch(module: nn.Module, loss: Callable[[Any], dict[str, Tensor]], batches: Iterator, optimizer: torch.optim.Optimizer,
-                schedule: Any, config: FitConfig, device: torch.device, average: AveragedModel | None = None) -> dict[str, float]:
-    "One pass over `batches`; the mean of each term. A loss that is not finite stops the run."
-    module.train(); sums, n = {}, 0
-    for batch in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16): terms = loss(batch.to(device))
-        total = sum(terms.values())
-        if not torch.isfinite(total): raise FloatingPointError(f"the loss is {float(total)} ({ {k: float(v) for k, v in terms.items()} }): lower lr (now {config.lr}) or set clip")
-        optimizer.zero_grad(set_to_none=True); total.backward()
-        if config.clip: nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-        optimizer.step()
+                schedule: Any, config: FitConfig, device: torch.device, average: AveragedModel | None = None,
+                within: Within | None = None,       # how far the epoch has come; brought forward
+                deadline: float = float("inf")      # of `time.monotonic()`; at least one step is made
+               ) -> dict[str, float]:               # the mean of each term so far
+    "The batches of an epoch that are left, until the deadline. A loss that is not finite stops the run."
+    within = Within() if within is None else within
+    module.train(); done, start = within.steps, time.monotonic() - within.seconds
+    for k, batch in enumerate(batches):
+        if k < done: continue                       # already learnt from: only the data generator has to pass them
+        if k == done: within.resume(device)
+        terms = _step(module, loss, batch, optimizer, config, device)
         if config.schedule != "plateau": schedule.step()
         if average is not None: average.update_parameters(module)
-        for k, v in terms.items(): sums[k] = sums.get(k, 0.0) + v.detach()
-        n += 1
-    return {k: float(v) / n for k, v in sums.items()}
+        for name, v in terms.items(): within.sums[name] = within.sums.get(name, 0.0) + v.detach()
+        within.steps, within.seconds = k + 1, time.monotonic() - start
+        if time.monotonic() > deadline: within.cut(device); break
+    else: within.whole = True
+    within.sums = {name: float(v) for name, v in within.sums.items()}
+    return {name: v / within.steps for name, v in within.sums.items()}
+
+# %% ../nbs/14_training.ipynb #fa715764
+def _step(module: nn.Module, loss: Callable[[Any], dict[str, Tensor]], batch: Any, optimizer: torch.optim.Optimizer, config: FitConfig, device: torch.device) -> dict[str, Tensor]:
+    "One step of the optimiser; the weighted terms."
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16): terms = loss(batch.to(device))
+    total = sum(terms.values())
+    if not torch.isfinite(total): raise FloatingPointError(f"the loss is {float(total)} ({ {k: float(v) for k, v in terms.items()} }): lower lr (now {config.lr}) or set clip")
+    optimizer.zero_grad(set_to_none=True); total.backward()
+    if config.clip: nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+    optimizer.step()
+    return terms
 
 # %% ../nbs/14_training.ipynb #8c7e2096
 def make_average(module: nn.Module, decay: float) -> AveragedModel | None:
@@ -129,32 +164,44 @@ def make_average(module: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(module, multi_avg_fn=blend, use_buffers=True)
 
 # %% ../nbs/14_training.ipynb #4e775859
+@contextmanager
+def alone(folder: str | Path) -> Iterator[Path]:
+    "The folder, written to by nobody else inside the block; CheckpointError if another process is at it."
+    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0): yield folder
+    except Timeout as e: raise CheckpointError(f"{folder} is being written to by another run: wait for it to end, or use another folder") from e
+
+# %% ../nbs/14_training.ipynb #741d5d11
 class _Run:
     "Module, optimiser, schedule, average, log and best score: all that one run carries from epoch to epoch."
     def __init__(self, module: nn.Module, config: FitConfig, steps: int):
         self.module, self.config = module, config
         self.optimizer = make_optimizer(module, config)
         self.schedule = make_schedule(self.optimizer, config, steps)
-        self.average, self.log, self.best = make_average(module, config.ema), [], float("-inf")
+        self.average, self.log, self.best, self.within = make_average(module, config.ema), [], float("-inf"), Within()
 
     @property
     def result(self) -> nn.Module: return self.module if self.average is None else self.average.module
 
     def state(self) -> dict:
         return dict(config=asdict(self.config), module=self.module.state_dict(), optimizer=self.optimizer.state_dict(),
-                    schedule=self.schedule.state_dict(), average=self.average and self.average.state_dict(), log=self.log, best=self.best)
+                    schedule=self.schedule.state_dict(), average=self.average and self.average.state_dict(), log=self.log, best=self.best, within=vars(self.within))
 
-    def load(self, state: dict) -> None:
-        for name in ("module", "optimizer", "schedule"): getattr(self, name).load_state_dict(state[name])
-        if self.average is not None: self.average.load_state_dict(state["average"])
-        self.log, self.best = state["log"], state["best"]
+    def load(self, state: dict, path: Path) -> None:
+        try:
+            for name in ("module", "optimizer", "schedule"): getattr(self, name).load_state_dict(state[name])
+            if self.average is not None: self.average.load_state_dict(state["average"])
+            self.log, self.best, self.within = state["log"], state["best"], Within(**state.get("within", {}))
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise CheckpointError(f"{path} does not fit this {type(self.module).__name__} ({str(e).splitlines()[0][:200]}): it is of another model or version; use another folder, or delete it") from e
 
     def save(self, folder: Path) -> None:
         with atomic(folder / "checkpoint.pt") as part: torch.save(self.state(), part)
         save_weights(self.result, folder / "last.safetensors")
         with atomic(folder / "log.csv") as part: pd.DataFrame(self.log).to_csv(part, index=False)
 
-# %% ../nbs/14_training.ipynb #104254d2
+# %% ../nbs/14_training.ipynb #9098d5a2
 def fit(module: nn.Module, # trained in place; holds the returned weights at the end
         loss: Callable[[Any], dict[str, Tensor]], # batch -> dict of weighted terms
         batches: Callable[[torch.Generator], Iterator], # generator -> the epoch's batches
@@ -163,29 +210,35 @@ def fit(module: nn.Module, # trained in place; holds the returned weights at the
         folder: str | Path | None = None, # checkpoints and log.csv; an unfinished run there is continued
         device: str | torch.device = "cpu", budget: float = float("inf"), progress: bool = True) -> pd.DataFrame:
     "Train to `config.epochs` or until `budget` seconds are spent; the log, one row per epoch, with attrs['finished']."
-    device, start = torch.device(device), time.monotonic()
+    device, deadline, folder = torch.device(device), time.monotonic() + budget, folder and Path(folder)
     module.to(device, memory_format=torch.channels_last); run = _Run(module, config, steps)
-    state = read_checkpoint(Path(folder) / "checkpoint.pt", config) if folder else None
-    if state: run.load(state)
-    for epoch in tqdm(range(len(run.log), config.epochs), initial=len(run.log), total=config.epochs, desc="epochs", disable=not progress):
-        if time.monotonic() - start > budget: break
-        with seeded(config.seed, epoch) as generator: _fit_epoch(run, loss, batches(generator), validate, device)
-        if folder: _keep_best(run, Path(folder)); run.save(Path(folder))
+    with alone(folder) if folder else nullcontext():
+        state = read_checkpoint(folder / "checkpoint.pt", config) if folder else None
+        if state: run.load(state, folder / "checkpoint.pt")
+        first = len(run.log)
+        for epoch in tqdm(range(len(run.log), config.epochs), initial=len(run.log), total=config.epochs, desc="epochs", disable=not progress):
+            if time.monotonic() > deadline and epoch > first: break          # a call makes at least one step
+            with seeded(config.seed, epoch) as generator: whole = _fit_epoch(run, loss, batches(generator), validate, device, deadline)
+            if folder: whole and _keep_best(run, folder); run.save(folder)
+            if not whole: break
     if run.average is not None: module.load_state_dict(run.result.state_dict())
     module.eval(); log = pd.DataFrame(run.log); log.attrs["finished"] = len(run.log) >= config.epochs
     return log
 
-# %% ../nbs/14_training.ipynb #741d5d11
-def _fit_epoch(run: _Run, loss: Callable, batches: Iterator, validate: Callable | None, device: torch.device) -> None:
-    "Train, validate and log one epoch."
-    start = time.monotonic()
-    terms = train_epoch(run.module, loss, batches, run.optimizer, run.schedule, run.config, device, run.average)
+# %% ../nbs/14_training.ipynb #d7b8ce4f
+def _fit_epoch(run: _Run, loss: Callable, batches: Iterator, validate: Callable | None, device: torch.device, deadline: float) -> bool:
+    "Train what is left of an epoch; if the deadline leaves nothing of it, validate and log. Whether it is whole."
+    start, before = time.monotonic(), run.within.seconds
+    terms = train_epoch(run.module, loss, batches, run.optimizer, run.schedule, run.config, device, run.average, run.within, deadline)
+    if not run.within.whole: return False
     due = (len(run.log) + 1) % run.config.every == 0 or len(run.log) + 1 == run.config.epochs
     scores = validate(run.result.eval()) if validate and due else {}
-    run.log.append(dict(epoch=len(run.log), seconds=round(time.monotonic() - start, 2), lr=run.optimizer.param_groups[0]["lr"], **terms,
+    run.log.append(dict(epoch=len(run.log), seconds=round(before + time.monotonic() - start, 2), lr=run.optimizer.param_groups[0]["lr"], **terms,
                         **{f"valid_{k}": v for k, v in scores.items()}))
     monitored = scores.get(run.config.monitor, -sum(terms.values()))
     if run.config.schedule == "plateau" and len(run.log) >= run.config.hold: run.schedule.step(monitored)
+    run.within = Within()
+    return True
 
 def _keep_best(run: _Run, folder: Path) -> None:
     "Save `best.safetensors` when the monitored value has risen."
