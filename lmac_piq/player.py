@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import lmac_piq
-from .listen import _SCALES, Comparison, _level, image_png, is_silent, percent, relative_db, remarks, two_inks, wav_bytes
+from .listen import _FLOOR_DB, _SCALES, Comparison, _level, image_png, is_silent, percent, relative_db, remarks, two_inks, wav_bytes
 from .style import spoken
 
 # %% ../nbs/74_player.ipynb #7ff5b8a8
@@ -93,7 +93,7 @@ def player_data(c: Comparison | Sequence[Comparison] # one, or several of the sa
     note = [f"{method}: {text}" if method else text for c, method in zip(cs, called) for text in remarks(c)]
     data = dict(title=title, subtitle=f"explained by {', '.join(dict.fromkeys(c.explainer for c in cs))}", target=title, note=note, tracks=tracks)
     if first.sample_rate is None: return data | dict(sample_rate=None, duration=None, gain_db=None, picture=None)
-    picture = dict(png=tracks[1]["png"], seconds=(seconds := len(first.signals["original"]) / first.sample_rate), khz_ticks=khz_ticks(first.sample_rate))
+    picture = dict(png=tracks[1]["png"], seconds=(seconds := len(first.signals["original"]) / first.sample_rate), khz_ticks=khz_ticks(first.sample_rate), floor_db=_FLOOR_DB)
     return data | dict(sample_rate=first.sample_rate, duration=seconds, gain_db=round(20 * math.log10(gain), 2), picture=picture)
 
 # %% ../nbs/74_player.ipynb #4745ab69
@@ -110,12 +110,13 @@ def _plain(data: dict) -> str:
     figures = []
     for t in data["tracks"]:
         label = html.escape(t["label"] + (f", {t['method']}" if t.get("method") else ""))
-        media = f'<img alt="{label}" src="{t["image"]}">' if "image" in t else f'<img alt="spectrogram; in grey what is not heard" src="{t["png"]}"><audio controls preload="metadata" aria-label="{label}" src="{t["wav"]}"></audio>'
+        media = f'<img alt="{label}" src="{t["image"]}">' if "image" in t else f'<img alt="spectrogram; in grey what is not heard" width="320" height="110" src="{t["png"]}"><audio controls preload="metadata" aria-label="{label}" src="{t["wav"]}"></audio>'
         answer = ", ".join(f"{html.escape(k['name'])} {html.escape(k['text'])}" for k in t["top"])
         figures.append(f'<figure>{media}<figcaption><b>{label}</b>: {html.escape(t["detail"])}<br><small>{answer}</small></figcaption></figure>')
     notes = "".join(f'<p class="note">{html.escape(text)}</p>' for text in data["note"])
     kind = "tracks" if data["sample_rate"] else "tracks image"
-    return f'<div class="lmac-plain"><h3>{html.escape(data["title"])} <span>{html.escape(data["subtitle"])}</span></h3>{notes}<div class="{kind}">{"".join(figures)}</div></div>'
+    hint = "<p><small>Where its script is allowed, this is one player that switches in the middle of the sound. In JupyterLab: trust the notebook.</small></p>" if data["sample_rate"] else ""
+    return f'<div class="lmac-player plain"><h3>{html.escape(data["title"])} <span>{html.escape(data["subtitle"])}</span></h3>{notes}<div class="{kind}">{"".join(figures)}</div>{hint}</div>'
 
 def player_html(c: Comparison | Sequence[Comparison] | dict, # comparisons of one clip, or their `player_data`
                 assets: bool = True                          # False: the document has `player_assets` elsewhere
@@ -154,4 +155,4 @@ class TripletPlayer(anywidget.AnyWidget):
     def _ipython_display_(self) -> None:
         "The live player, and hidden beside it the static one that stays in the notebook."
         self._shown = display(self._static(), display_id=True)
-        display(self._repr_mimebundle_()[0], raw=True)
+        display(self._repr_mimebundle_()[0] | {"text/plain": ""}, raw=True)

@@ -83,7 +83,7 @@ const gallery = data => make("div", { class: "tracks" }, data.tracks.map(t => ma
 
 export function mount(el, data, report = () => {}) {
   const state = { track: 0, time: 0, playing: false, loop: [] }, self = {};
-  const root = make("section", { class: "lmac-player", "data-lm-suppress-shortcuts": "true" });   // JupyterLab keeps its keys to itself here
+  const root = make("section", { class: "lmac-player", tabindex: "-1", "data-lm-suppress-shortcuts": "true" });   // a press anywhere gives it the keys, and JupyterLab keeps its own to itself
   let waves = [], run = null, frame = 0, reported = 0, view = {};
 
   // ---- time
@@ -191,7 +191,9 @@ export function mount(el, data, report = () => {}) {
     const up = event => {
       view.picture.removeEventListener("pointermove", move); view.picture.removeEventListener("pointerup", up); view.picture.removeEventListener("pointercancel", up);
       if (event.type === "pointercancel") return draw();
-      if (moved(event)) { self.loop([at(press), at(event)]); self.seek(state.loop[0] ?? at(event)); } else self.seek(at(event));
+      if (moved(event)) self.loop([at(press), at(event)]);
+      else if (at(event) < state.loop[0] || at(event) > state.loop[1]) self.loop();   // a press outside leaves the loop
+      self.seek(moved(event) ? state.loop[0] ?? at(event) : at(event));
     };
     view.picture.setPointerCapture(press.pointerId);
     view.picture.addEventListener("pointermove", move); view.picture.addEventListener("pointerup", up); view.picture.addEventListener("pointercancel", up);
@@ -239,7 +241,8 @@ export function mount(el, data, report = () => {}) {
     state.time = clamp(state.time);
     state.loop = state.loop[1] <= data.duration ? state.loop : [];
     root.replaceChildren(heading(data), ...notes(data), stage(), transport(), tracks(),
-      make("p", { class: "foot" }, `All sounds at one gain, ${data.gain_db >= 0 ? "+" : "−"}${Math.abs(data.gain_db).toFixed(1)} dB. In the picture, colour is what you hear and grey is what you do not.`));
+      make("div", { class: "foot" }, make("p", {}, `All sounds at one gain, ${data.gain_db >= 0 ? "+" : "−"}${Math.abs(data.gain_db).toFixed(1)} dB. In the picture, colour is what you hear and grey is what you do not.`),
+        make("p", { class: "level" }, `${data.picture.floor_db}`.replace("-", "−"), make("span", { class: "ramp", "aria-hidden": "true" }), "0 dB re loudest bin")));
     if (focused) root.querySelector(`.${focused}`)?.focus({ preventScroll: true });
     draw();
     if (state.playing) restart();
@@ -262,7 +265,7 @@ export function mount(el, data, report = () => {}) {
 export function upgrade(root = document) {
   for (const place of root.querySelectorAll("[data-lmac-piq]:not([data-upgraded])")) {
     place.setAttribute("data-upgraded", "");
-    const data = JSON.parse(place.querySelector("script").textContent), plain = place.querySelector(".lmac-plain");
+    const data = JSON.parse(place.querySelector("script").textContent), plain = place.querySelector(".plain");
     const figures = [...plain.querySelectorAll("figure")];
     data.tracks.forEach((t, k) => {
       const sound = figures[k].querySelector("audio"), image = figures[k].querySelector("img");
