@@ -31,6 +31,7 @@ from .player import *
 from .sanity import *
 from .overlap import *
 from .study import *
+from .recording import *
 from .defects import *
 from .experiment import *
 from .evidence import *
@@ -40,6 +41,7 @@ from .report import *
 from .piq_report import *
 from .bench import *
 from .decoder_choice import *
+from .cli import *
 
 # %% ../nbs/90_all.ipynb #af4bf618
 __all__ = sorted(name for name in globals() if not name.startswith("_"))

@@ -8,10 +8,10 @@ __all__ = ['KINDS', 'PRESETS', 'REPORT', 'PHOTOGRAPHS', 'PAUSED', 'Evidence', 'P
            'code_version', 'manifest', 'train_classifier', 'load_best', 'paired_batches', 'make_lmac', 'autocast',
            'Part', 'quick_scores', 'train_explainer', 'train_lmac', 'tuned_name', 'fine_tune', 'make_l2i', 'train_l2i',
            'check_parameters', 'project_root', 'run_folder', 'load_models', 'outcome', 'example_clips',
-           'explain_why_not', 'report_entries', 'made', 'publish', 'paper', 'run_until', 'main', 'explain_file']
+           'explain_why_not', 'report_entries', 'made', 'publish', 'paper', 'run_until']
 
 # %% ../nbs/80_experiment.ipynb #d5ecabdc
-import argparse, functools, json, os, platform, shutil, subprocess, sys, time
+import functools, json, os, platform, shutil, subprocess, sys, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +26,7 @@ from torch import Tensor
 
 import lmac_piq
 import lmac_piq.listen  # gives explanations their players and `save`
-from .audio import load_wave, mix_at_snr, mix_unit_norm
+from .audio import mix_at_snr, mix_unit_norm
 from .classifier import AudioClassifier, Augment, accuracy, classification_loss, load_weights, recalibrate
 from .data import Batch, ESC50, NoiseFile, batches, crop, noise_pack, speech_pack, split_files, synthetic_noise
 from .decoder import LightDecoder, PublishedDecoder
@@ -466,30 +466,3 @@ def run_until(command: Sequence[str]) -> int:
             paused |= said and "the budget is spent" in line
     if process.returncode and not paused: print("".join(lines[-60:]), file=sys.stderr)
     return PAUSED if process.returncode and paused else process.returncode
-
-# %% ../nbs/80_experiment.ipynb #24110bc4
-def main(argv: Sequence[str] | None = None) -> int:
-    "The `lmac-piq` command."
-    parser = argparse.ArgumentParser("lmac-piq", description="Explanations of classifiers that you can listen to.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    p = commands.add_parser("paper", help="make every table, figure and audio example", epilog="example: lmac-piq paper --preset smoke")
-    p.add_argument("--preset", default="smoke", help=f"one of {', '.join(PRESETS)}"); p.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    p.add_argument("only", nargs="*", help="make only these files")
-    p = commands.add_parser("explain", help="explain a sound file", epilog="example: lmac-piq explain dog.wav --preset cpu --target siren --out dog/")
-    p.add_argument("file"); p.add_argument("--preset", default="smoke"); p.add_argument("--dataset", default=""); p.add_argument("--target", default=None, help="class to explain; needs the class-conditional L-MAC, which is then used")
-    p.add_argument("--out", default="explanation", help="folder for wav, png and json")
-    p = commands.add_parser("publish", help="copy a finished run's small results to paper_figures/results"); p.add_argument("--preset", default="smoke")
-    args = parser.parse_args(argv)
-    try:
-        if args.command == "publish": print(publish(args.preset)); return 0
-        return paper(args.preset, args.device, args.only) if args.command == "paper" else explain_file(args.file, args.preset, args.dataset, args.target, args.out)
-    except (ValueError, OSError, RuntimeError) as e: print(f"lmac-piq: {e}", file=sys.stderr); return 2
-
-def explain_file(file: str, preset: str, dataset: str, target: str | None, out: str) -> int:
-    "Explain one file with the trained models of a run and save sound, picture and numbers; the exit code."
-    dataset = dataset or next(iter(PRESETS[preset])) if preset in PRESETS else dataset
-    model, explainer = load_models(preset, dataset)
-    if target is not None: explainer = LMAC.from_pretrained(run_folder(preset, dataset) / "conditional", model)
-    e = explain(model, explainer, load_wave(file, min_seconds=0.1), target)
-    e.save(out); print(f"{file}: {model.classes[int(e.target[0])]} (p {float(e.p[0, e.target[0]]):.2f}); sound, picture and numbers in {out}")
-    return 0

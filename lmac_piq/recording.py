@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+# %% ../nbs/73_recording.ipynb #da752799
 import lmac_piq
 from .audio import AudioError, _LOUDEST, _truncation, load_wave, open_sound, resample, shared_gain, wave_length
 from .classifier import Explainable
@@ -287,12 +288,14 @@ class Recording:
         "Index of the recording's class."
         return int(self.probs.argmax())
 
-    def energy(self, part: str) -> float:
-        "Energy of a track relative to the original; nan if that is silent."
-        whole = self.levels.original.sum()
-        return float(self.levels[part].sum() / whole) if whole > 0 else math.nan
-
     def __repr__(self) -> str: return f"Recording({self.source!r}, {clock(self.seconds)}, {len(self.windows)} windows, {self.explainer} for {'each window' if self.target is None else self.classes[self.target]!r})"
+
+# %% ../nbs/73_recording.ipynb #2ce52c88
+@patch
+def energy(self: Recording, part: str) -> float:
+    "Energy of a track relative to the original; nan if that is silent."
+    whole = self.levels.original.sum()
+    return float(self.levels[part].sum() / whole) if whole > 0 else math.nan
 
 # %% ../nbs/73_recording.ipynb #a4459b84
 def recording_remarks(r: Recording) -> list[str]:

@@ -20,6 +20,7 @@ FLOORS = [  # a module imports only from floors below its own
     {"bottleneck"},
     {"report", "published", "piq_report", "bench"},
     {"decoder_choice"},
+    {"cli"},
     {"all"},
 ]
 BESIDE = {("baselines", "metrics"), ("decoder", "spectral"), ("l2i", "lmac"), ("piq", "lmac"), ("l2i", "piq"), ("published", "report"), ("piq_report", "report")}  # (importer, imported) on one floor, each a decision: the light decoder draws on the mel grid

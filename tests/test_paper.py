@@ -60,7 +60,7 @@ def test_a_second_run_does_nothing_and_a_deleted_figure_is_redone_alone(runs):
 def test_explain_a_file_from_the_command_line(runs, tmp_path):
     wave = torch.randn(12345, generator=torch.Generator().manual_seed(0)).numpy() * 0.1
     soundfile.write(tmp_path / "x.wav", wave, 16000)
-    done = command("explain", str(tmp_path / "x.wav"), "--preset", "tiny", "--target", "siren", "--out", str(tmp_path / "out"), runs=runs)
+    done = command("explain", str(tmp_path / "x.wav"), "--model", str(runs / "tiny" / "scenes"), "--target", "siren", "--out", str(tmp_path / "out"), runs=runs)
     assert done.returncode == 0, done.stderr
     assert {"original.wav", "kept.wav", "removed.wav", "mask.png", "explanation.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
     assert soundfile.info(tmp_path / "out" / "kept.wav").frames == 12345
@@ -68,7 +68,7 @@ def test_explain_a_file_from_the_command_line(runs, tmp_path):
 
 
 @pytest.mark.parametrize("args, word", [(["paper", "--preset", "laptop"], "laptop"), (["paper", "--preset", "smoke", "--device", "cuda:9"], "cuda:9"),
-                                        (["explain", "nowhere.wav", "--preset", "smoke"], "no finished L-MAC")])
+                                        (["explain", "nowhere.wav", "--model", "nowhere"], "there is no such folder")])
 def test_refused_in_one_sentence(args, word, tmp_path):
     done = command(*args, runs=tmp_path)
     assert done.returncode == 2 and word in done.stderr and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
@@ -80,7 +80,7 @@ def test_an_unknown_class_and_a_damaged_file_are_refused(runs, tmp_path):
     soundfile.write(tmp_path / "good.wav", np.full(8000, 0.1), 16000)
     for args, word in ((["explain", str(tmp_path / "bad.wav")], "bad.wav"), (["explain", str(tmp_path / "none.wav")], "none.wav"),
                        (["explain", str(tmp_path / "good.wav"), "--target", "dragon"], "unknown class 'dragon'")):
-        done = command(*args, "--preset", "tiny", "--out", str(tmp_path / "out"), runs=runs)
+        done = command(*args, "--model", str(runs / "tiny" / "scenes"), "--out", str(tmp_path / "out"), runs=runs)
         assert done.returncode == 2 and word in done.stderr and not (tmp_path / "out").exists()
 
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(runs, tmp_path):
     for name in ("classifier", "lmac-0"): shutil.copytree(runs / "tiny" / "scenes" / name, tmp_path / "tiny" / "scenes" / name)
     shutil.copy(runs / "tiny" / "scenes" / "lmac-0" / "model.safetensors", tmp_path / "tiny" / "scenes" / "classifier" / "model.safetensors")
     soundfile.write(tmp_path / "good.wav", np.full(8000, 0.1), 16000)
-    done = command("explain", str(tmp_path / "good.wav"), "--preset", "tiny", "--out", str(tmp_path / "out"), runs=tmp_path)
+    done = command("explain", str(tmp_path / "good.wav"), "--model", str(tmp_path / "tiny" / "scenes"), "--out", str(tmp_path / "out"), runs=tmp_path)
     assert done.returncode == 2 and "another architecture" in done.stderr and not (tmp_path / "out").exists()
 
 
