@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .classifier import Explainable, ImageAugment, Output, Representation, load_weights, read_pretrained, recolour, warp_images
+from .classifier import Explainable, ImageAugment, Output, Representation, described_by, load_weights, read_pretrained, recolour, warp_images
 from .data import Batch, ImageSet
 from .explanation import Attribution, Explainer, frozen
 from .training import atomic, save_weights
@@ -100,6 +100,7 @@ class SegmentationNet(nn.Module):
                  levels: int = 3     # halvings after the first
                 ):
         super().__init__()
+        if not 0 <= levels <= 16: raise ValueError(f"levels={levels}: choose 0 to 16")
         self.config = dict(n_classes=n_classes, channels=channels, width=width, levels=levels)
         sizes = [width * 2**k for k in range(levels + 1)]
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
@@ -151,7 +152,8 @@ def save_pretrained(self: SegmentationNet, folder: str | Path) -> Path:
 def from_pretrained(cls: SegmentationNet, folder: str | Path) -> SegmentationNet:
     "The network saved in `folder`, in eval mode."
     config, weights = read_pretrained(folder, "SegmentationNet"); config.pop("kind")
-    self = cls(**config); load_weights(self, weights, folder)
+    with described_by(folder, weights): self = cls(**config)
+    load_weights(self, weights, folder)
     return self.eval().to(memory_format=torch.channels_last)
 
 # %% ../nbs/22_annotation.ipynb #768be51e

@@ -6,11 +6,13 @@
 __all__ = ['Representation', 'Output', 'Explainable', 'ConvBlock', 'CNN14', 'ConvResidual', 'Conv2dEncoder', 'AudioClassifier',
            'Augment', 'warp', 'augment', 'classification_loss', 'accuracy', 'recalibrate', 'MNISTNet', 'ResidualBlock',
            'ResNet', 'ImageClassifier', 'ImageAugment', 'warp_images', 'recolour', 'augment_images', 'image_loss',
-           'read_pretrained', 'load_weights', 'speechbrain_cnn14', 'rename_weights', 'speechbrain_conv2d']
+           'read_pretrained', 'described_by', 'load_weights', 'speechbrain_cnn14', 'rename_weights',
+           'speechbrain_conv2d']
 
 # %% ../nbs/20_classifier.ipynb #68e53cc2
-import hashlib, json
-from collections.abc import Iterable, Mapping
+import hashlib, json, math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchaudio.functional import mask_along_axis
 
 from .spectral import LogMel, Spectrogram, full_precision
@@ -142,6 +145,7 @@ class AudioClassifier(Explainable):
                  sample_rate: int = 16000, dropout: float = 0.2, head_dropout: float = 0.0, network: str = "cnn14",
                  pool: int = 1, scale: float = 16.0):    # pool, scale: of conv2d, which reads log1p magnitudes and has no mels and no head dropout
         super().__init__()
+        if not 1 <= pool <= 32: raise ValueError(f"pool={pool}: choose 1 to 32")
         if level not in ("peak", "max", "none"): raise ValueError(f"unknown level {level!r}: choose 'peak', 'max' or 'none'")
         if network not in self.networks: raise ValueError(f"unknown network {network!r}: choose from {', '.join(self.networks)}")
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")} | dict(classes=list(classes))
@@ -394,31 +398,63 @@ def save_pretrained(self: Explainable, folder: str | Path) -> Path:
     return folder
 
 # %% ../nbs/20_classifier.ipynb #19ee08d2
+_LONGEST_CONFIG = 2**24      # bytes
+
 def read_pretrained(folder: str | Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
     "The configuration and weights of a saved folder; ValueError says what is missing, damaged or of another kind."
-    folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).exists(): raise FileNotFoundError(f"{folder} has no {name}: expected a folder written by save_pretrained")
-    try: config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
-    except Exception as e: raise ValueError(f"{folder} is damaged ({type(e).__name__}: {e})") from e
-    if config.get("kind") != kind: raise ValueError(f"{folder} holds a {config.get('kind')}, not a {kind}")
+    folder = Path(folder); config, weights = folder / "config.json", folder / "model.safetensors"
+    for file in (config, weights):
+        if not file.is_file(): raise FileNotFoundError(f"{folder} has no {file.name}: expected a folder written by save_pretrained")
+    if config.stat().st_size > _LONGEST_CONFIG: raise ValueError(f"{config} is damaged: {config.stat().st_size} bytes, at most {_LONGEST_CONFIG} are read")
+    try: config, weights = json.loads(config.read_bytes()), load_file(weights)
+    except Exception as e: raise ValueError(f"{folder} is damaged ({type(e).__name__}: {e}): save or fetch it again") from e
+    if not isinstance(config, dict): raise ValueError(f"{folder}/config.json is damaged: it holds a {type(config).__name__}, not names and values; save or fetch it again")
+    if config.get("kind") != kind: raise ValueError(f"{folder} holds a {str(config.get('kind'))[:40]}, not a {kind}")
+    classes = config.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes): raise ValueError(f"{folder}/config.json is damaged: its classes are not all names; save or fetch it again")
     return config, weights
 
+# %% ../nbs/20_classifier.ipynb #f9f3b4df
+class _Budget(TorchFunctionMode):
+    "Inside the block torch makes only so many numbers, in any number of tensors."
+    def __init__(self, numbers: int):
+        super().__init__(); self.left = numbers
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}; sizes = kwargs.get("size", args[0] if args and isinstance(args[0], (tuple, list)) else args)
+        if func in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn): self.left -= 1024 + math.prod(abs(n) for n in sizes if isinstance(n, int))
+        if func is torch.linspace: self.left -= 1024 * (kwargs["steps"] if "steps" in kwargs else args[2])
+        if func is torch.arange: self.left -= 1024 * max(abs(n) for n in (*args, *kwargs.values()) if isinstance(n, (int, float)))
+        if self.left < 0: raise ValueError("it asks for far more numbers than were saved")
+        return func(*args, **kwargs)
+
+@contextmanager
+def described_by(folder: str | Path, weights: Mapping[str, Tensor], spare: int = 2**24) -> Iterator[None]:
+    "A block that builds a module from `folder`/config.json; ValueError where that describes none, or one far larger than the `weights`."
+    try:
+        with _Budget(2 * sum(w.numel() for w in weights.values()) + spare): yield
+    except Exception as e:
+        raise ValueError(f"{folder}/config.json does not describe what was saved ({type(e).__name__}: {str(e)[:300]}): save or fetch it again") from e
+
+# %% ../nbs/20_classifier.ipynb #0bce2fe7
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
     "Load weights, or say in one sentence how they differ from the module."
-    own = module.state_dict()
-    if wrong := sorted(own.keys() ^ weights.keys()): raise ValueError(f"{source} is of another architecture: {len(wrong)} tensors do not match by name, e.g. {wrong[0]}")
+    own, floats = module.state_dict(), (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if wrong := sorted(own.keys() ^ weights.keys()): raise ValueError(f"{source} is of another architecture: {len(wrong)} tensors do not match by name, e.g. {wrong[0][:80]}")
     for k, v in weights.items():
         if v.shape != own[k].shape: raise ValueError(f"{source} is of another architecture: {k} is {tuple(v.shape)} there, {tuple(own[k].shape)} here")
+        if v.dtype != own[k].dtype and not (v.dtype in floats and own[k].dtype in floats): raise ValueError(f"{source} is of another architecture: {k} is {v.dtype} there, {own[k].dtype} here")
+        if not v.isfinite().all(): raise ValueError(f"{source} is damaged: {k} holds NaN or infinite numbers; take an earlier copy, or train again")
     module.load_state_dict(weights)
 
-# %% ../nbs/20_classifier.ipynb #f9f3b4df
+# %% ../nbs/20_classifier.ipynb #b1e7adf1
 @patch(cls_method=True)
 def from_pretrained(cls: AudioClassifier | ImageClassifier, folder: str | Path) -> Explainable:
     "The classifier saved in `folder`, in eval mode."
     config, weights = read_pretrained(folder, cls.__name__)
-    stored = config.pop("fingerprint"); config.pop("kind")
-    model = cls(**config); load_weights(model, weights, folder)
+    stored = config.pop("fingerprint", None); config.pop("kind")
+    with described_by(folder, weights): model = cls(**config)
+    load_weights(model, weights, folder)
     if model.eval().fingerprint() != stored: raise ValueError(f"{folder}: weights and config.json do not belong together (fingerprint {model.fingerprint()}, expected {stored})")
     return model.to(memory_format=torch.channels_last)
 

@@ -21,7 +21,7 @@ from sklearn.decomposition import MiniBatchNMF
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
-from .classifier import Explainable, Output, Representation, load_weights, read_pretrained, rename_weights
+from .classifier import Explainable, Output, Representation, described_by, load_weights, read_pretrained, rename_weights
 from .decoder import Mix, PublishedDecoder
 from .explanation import Attribution, frozen
 from .lmac import model_fingerprint
@@ -259,9 +259,11 @@ def save_pretrained(self: L2I, folder: str | Path, model: Explainable) -> Path:
 def from_pretrained(cls: L2I, folder: str | Path, model: Explainable | None = None) -> L2I:
     "The explainer saved in `folder`; with a model, ValueError unless it is the classifier it was trained on."
     config, weights = read_pretrained(folder, "L2I")
-    psi, dictionary = make_psi(config["psi"]), torch.zeros(config["n_freq"], config["psi"]["components"])
-    self = cls(psi, dictionary, len(config["classes"]), config["frames"], L2IWeights(**config["weights"]), config["threshold"], config["name"])
-    load_weights(self, weights, folder); self.fingerprint = config["classifier"]
+    with described_by(folder, weights):
+        psi, dictionary = make_psi(config["psi"]), torch.zeros(config["n_freq"], config["psi"]["components"])
+        self = cls(psi, dictionary, len(config["classes"]), config["frames"], L2IWeights(**config["weights"]), config["threshold"], config["name"])
+        self.fingerprint = config["classifier"]
+    load_weights(self, weights, folder)
     if model is not None and model_fingerprint(model) != self.fingerprint:
         raise ValueError(f"{folder} was trained on classifier {self.fingerprint}, this one is {model_fingerprint(model)}: train an L2I for it")
     return self.to(memory_format=torch.channels_last).eval()

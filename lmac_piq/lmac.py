@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .classifier import Explainable, Output, Representation, load_weights, read_pretrained
+from .classifier import Explainable, Output, Representation, described_by, load_weights, read_pretrained
 from .decoder import ImageDecoder, LightDecoder, PublishedDecoder, make_decoder
 from .explanation import Attribution, drop, frozen, keep
 from .training import atomic, save_weights
@@ -164,9 +164,10 @@ def save_pretrained(self: LMAC, folder: str | Path, model: Explainable) -> Path:
 def from_pretrained(cls: LMAC, folder: str | Path, model: Explainable | None = None) -> LMAC:
     "The explainer saved in `folder`; with a model, ValueError unless it is the classifier it was trained on."
     config, weights = read_pretrained(folder, "LMAC")
-    self = cls(make_decoder(config["decoder"]), LMACWeights(**config["weights"]), config["name"], config["domain"])
-    load_weights(self, weights, folder); self.fingerprint = config["classifier"]
-    self.tuning = FineTuning(**config["tuning"]) if config.get("tuning") else None
+    with described_by(folder, weights):
+        self = cls(make_decoder(config["decoder"]), LMACWeights(**config["weights"]), config["name"], config["domain"])
+        self.fingerprint, self.tuning = config["classifier"], FineTuning(**config["tuning"]) if config.get("tuning") else None
+    load_weights(self, weights, folder)
     if model is not None and model_fingerprint(model) != self.fingerprint:
         raise ValueError(f"{folder} was trained on classifier {self.fingerprint}, this one is {model_fingerprint(model)}: train an L-MAC for it")
     return self.to(memory_format=torch.channels_last).eval()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from .classifier import AudioClassifier, Explainable, ImageClassifier, Output, Representation, load_weights, read_pretrained
+from .classifier import AudioClassifier, Explainable, ImageClassifier, Output, Representation, described_by, load_weights, read_pretrained
 from .spectral import LogMel, Spectrogram, full_precision
 
 # %% ../nbs/23_own_classifier.ipynb #5a71b8ef
@@ -256,11 +256,11 @@ Explainable.from_module = staticmethod(from_module)     # Explainable.from_modul
 def load_module(folder: str | Path, module: nn.Module, transform: nn.Module | None = None) -> Explainable:
     "The classifier saved in `folder` around a module (and transform) of the same architecture, whose weights are overwritten; no code is read from the folder."
     path = Path(folder) / "config.json"
-    kinds = [k for k in ("SoundModule", "WaveModule", "ImageModule") if path.exists() and f'"kind": "{k}"' in path.read_text()]
+    kinds = [k for k in ("SoundModule", "WaveModule", "ImageModule") if path.is_file() and f'"kind": "{k}"' in path.read_text(errors="replace")]
     config, weights = read_pretrained(folder, kinds[0] if kinds else "classifier made by from_module")
-    stored, made_of = config.pop("fingerprint"), (config.pop("kind"), config.pop("module"), config.pop("transform"))[1:]
+    with described_by(folder, weights): stored, made_of = config.pop("fingerprint"), (config.pop("kind"), config.pop("module"), config.pop("transform"))[1:]
     if (given := (type(module).__name__, repr(transform))) != made_of: raise ValueError(f"{folder} was saved from module {made_of[0]} and transform {made_of[1]}, given are {given[0]} and {given[1]}: give the same")
-    model = from_module(module, **config, transform=transform)
+    with described_by(folder, weights, spare=2**28): model = from_module(module, **config, transform=transform)     # which runs the module on an example
     load_weights(model, weights, folder)
     if model.fingerprint() != stored: raise ValueError(f"{folder}: weights and config.json do not belong together (fingerprint {model.fingerprint()}, expected {stored})")
     return model

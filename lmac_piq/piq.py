@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .classifier import ConvResidual, Explainable, Output, Representation, load_weights, read_pretrained, rename_weights
+from .classifier import ConvResidual, Explainable, Output, Representation, described_by, load_weights, read_pretrained, rename_weights
 from .codebook import Codebook, Quantised
 from .explanation import Attribution, baseline_values, frozen, keep
 from .lmac import loud_bins, model_fingerprint
@@ -237,8 +237,10 @@ def save_pretrained(self: PIQ, folder: str | Path, model: Explainable) -> Path:
 def from_pretrained(cls: PIQ, folder: str | Path, model: Explainable | None = None) -> PIQ:
     "The explainer saved in `folder`; with a model, ValueError unless it is the classifier it was trained on."
     config, weights = read_pretrained(folder, "PIQ")
-    self = cls(make_interpreter(config["body"]), config["codebook"] and Codebook(**config["codebook"]), PIQTask(**config["task"]), config["name"])
-    load_weights(self, weights, folder); self.fingerprint = config["classifier"]
+    with described_by(folder, weights):
+        self = cls(make_interpreter(config["body"]), config["codebook"] and Codebook(**config["codebook"]), PIQTask(**config["task"]), config["name"])
+        self.fingerprint = config["classifier"]
+    load_weights(self, weights, folder)
     if model is not None and model_fingerprint(model) != self.fingerprint:
         raise ValueError(f"{folder} was trained on classifier {self.fingerprint}, this one is {model_fingerprint(model)}: train a PIQ for it")
     return self.to(memory_format=torch.channels_last).eval()
