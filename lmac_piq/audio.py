@@ -74,18 +74,18 @@ def fit_length(
     return torch.nn.functional.pad(wave, (0, length - wave.shape[-1]))   # a negative pad crops
 
 # %% ../nbs/10_audio.ipynb #1bc74ab6
-_REFUSALS = {errno.ENOENT: "missing: there is no such file", errno.ENOTDIR: "missing: there is no such folder", errno.EISDIR: "is a directory, not a sound file",
-             errno.EACCES: "unreadable: no permission", errno.EPERM: "unreadable: no permission", errno.ELOOP: "unreadable: a symbolic link that leads to itself",
-             errno.ENXIO: "is a socket or device, not a file", errno.ENAMETOOLONG: "missing: the name is too long"}
+_REFUSALS = {errno.ENOENT: "missing: there is no such file; check its name", errno.ENOTDIR: "missing: there is no such folder; check its name", errno.EISDIR: "is a directory, not a sound file; name a file in it",
+             errno.EACCES: "unreadable: no permission; ask its owner for it", errno.EPERM: "unreadable: no permission; ask its owner for it", errno.ELOOP: "unreadable: a symbolic link that leads to itself; link to a file",
+             errno.ENXIO: "is a socket or device, not a file; save its sound to a file first", errno.ENAMETOOLONG: "missing: its name is longer than the system allows; rename it"}
 
 def _open_file(path:Path) -> BinaryIO:
     "A regular file that is not empty, open for reading."
     try: file = open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
-    except OSError as e: raise AudioError(path, _REFUSALS.get(e.errno, f"unreadable: {e.strerror}")) from e
-    except ValueError as e: raise AudioError(path, "missing: no file name holds a zero byte") from e
+    except OSError as e: raise AudioError(path, _REFUSALS.get(e.errno, f"unreadable: {e.strerror}; copy it elsewhere")) from e
+    except ValueError as e: raise AudioError(path, "missing: no file name holds a zero byte; check its name") from e
     info = os.fstat(file.fileno())
-    reason = None if stat.S_ISREG(info.st_mode) else "is a pipe, socket or device, not a file"
-    if not reason and not info.st_size: reason = "empty: the file has 0 bytes"
+    reason = None if stat.S_ISREG(info.st_mode) else "is a pipe, socket or device, not a file; save its sound to a file first"
+    if not reason and not info.st_size: reason = "empty: the file has 0 bytes; fetch it again"
     if not reason: return file
     file.close()
     raise AudioError(path, reason)
@@ -141,9 +141,9 @@ def _truncation(
 ) -> str|None: # the reason, or None for a complete file
     "How a decoded file falls short of what its container declares."
     slack = 1152 if format == "MP3" else 0   # without a length header an MP3's length is an estimate, good to one frame
-    if got + slack < declared: return f"truncated: its header declares {declared} samples, {got} arrive"
-    if data[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM") and (n := _missing_chunk_bytes(data)): return f"truncated: {n} bytes of the samples its header declares are missing"
-    if data[:4] == b"OggS" and not _ogg_is_complete(data): return "truncated: the OGG stream stops before its last page"
+    if got + slack < declared: return f"truncated: its header declares {declared} samples, {got} arrive; fetch it again"
+    if data[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM") and (n := _missing_chunk_bytes(data)): return f"truncated: {n} bytes of the samples its header declares are missing; fetch it again"
+    if data[:4] == b"OggS" and not _ogg_is_complete(data): return "truncated: the OGG stream stops before its last page; fetch it again"
     if data[:4] == b"OggS" and (at := data.find(b"OggS\0\2", 1)) > 0: return f"chained: a second OGG stream begins at byte {at} and would not be read; encode it again as one"
 
 # %% ../nbs/10_audio.ipynb #e7e378ff
@@ -159,11 +159,11 @@ def _decode(path:Path, file:sf.SoundFile) -> np.ndarray: # [T]
             with np.errstate(over="ignore", invalid="ignore"): wave[got:got+len(x)] = x.mean(1)
             got += len(x)
     except (sf.SoundFileError, ValueError) as e:
-        raise AudioError(path, f"truncated or damaged: its header declares {file.frames} samples, but decoding fails before the end") from e
+        raise AudioError(path, f"truncated or damaged: its header declares {file.frames} samples, but decoding fails before the end; fetch it again") from e
     with _open_file(path) as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data: reason = _truncation(data, file.frames, got, file.format)
     if reason: raise AudioError(path, reason)
-    if not got: raise AudioError(path, "empty: the file has no samples")
-    if bad: raise AudioError(path, f"non-finite: {bad} of {got} samples are NaN or infinite")
+    if not got: raise AudioError(path, "empty: the file has no samples; record or fetch it again")
+    if bad: raise AudioError(path, f"non-finite: {bad} of {got} samples are NaN or infinite; export it again from its source")
     if peak > _LOUDEST: raise AudioError(path, f"implausible level: its peak is {peak:.1e}, at most {_LOUDEST:.1e} (32-bit integers) make sense; scale it to 1")
     return wave[:got]
 
@@ -187,7 +187,7 @@ def load_wave(
         rate, most = file.samplerate, max(file.frames, file.frames*sample_rate//file.samplerate)
         if most > max_samples: raise AudioError(path, f"too long: its header declares {file.frames/rate:.0f} s, {most} samples, at most {max_samples} are loaded at once; cut it, read it with stream_wave, or raise max_samples")
         x = _decode(path, file)
-    if (seconds := len(x)/rate) < min_seconds: raise AudioError(path, f"too short: {seconds:.3f} s, at least {min_seconds} s are needed")
+    if (seconds := len(x)/rate) < min_seconds: raise AudioError(path, f"too short: {seconds:.3f} s, at least {min_seconds} s are needed; take a longer one")
     return resample(torch.from_numpy(x), rate, sample_rate)
 
 # %% ../nbs/10_audio.ipynb #1673a8e9

@@ -93,7 +93,10 @@ def read_checkpoint(path: str | Path, config: FitConfig) -> dict | None:
     "The state stored at `path`, None if there is none; CheckpointError if it is damaged or another run's."
     path = Path(path)
     if not path.exists(): return None
-    try: state = torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        if not path.is_file(): raise TypeError("not a regular file")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if not isinstance(state, dict) or not isinstance(state.get("config"), dict): raise TypeError("not the state of a run")
     except Exception as e: raise CheckpointError(f"{path} is damaged ({type(e).__name__}): delete it to start this run again") from e
     old, new = state["config"], asdict(config)
     changed = [f"{k}={old.get(k)!r} there, {new.get(k)!r} now" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
