@@ -41,6 +41,7 @@ from .report import *
 from .piq_report import *
 from .bench import *
 from .decoder_choice import *
+from .companion import *
 from .cli import *
 
 # %% ../nbs/90_all.ipynb #af4bf618
