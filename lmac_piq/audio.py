@@ -110,6 +110,7 @@ def open_sound(
             if not head.startswith(_HEADS.get(file.format, ())): raise AudioError(path, wrong)
             if file.frames >= 2**40: raise AudioError(path, "declares no length, as when written into a pipe: encode it again into a file")
             if not _RATES[0] <= file.samplerate <= _RATES[1]: raise AudioError(path, f"implausible sample rate: {file.samplerate} Hz, sounds have {_RATES[0]} to {_RATES[1]}; correct its header")
+            file.seekable = lambda: False       # or soundfile seeks after every read, and an MP3 goes on with a garbled frame or two
             yield file
 
 # %% ../nbs/10_audio.ipynb #854818da

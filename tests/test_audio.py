@@ -28,6 +28,14 @@ def sounds(tmp_path_factory):
     return {s: folder/f"a.{s}" for s in (*FORMATS, "aiff")}
 
 
+def test_a_long_mp3_is_not_garbled_between_blocks(tmp_path):
+    tone = sine(400, 14, RATE)[:, None].expand(-1, 2).numpy()*0.3
+    with sf.SoundFile(tmp_path/"a.mp3", "w", RATE, 2) as file:
+        for i in range(0, len(tone), 4096): file.write(tone[i:i+4096])
+    at_once = torch.from_numpy(sf.read(tmp_path/"a.mp3", dtype="float32", always_2d=True)[0].mean(1))
+    assert len(at_once) > 2**19 and torch.equal(load_wave(tmp_path/"a.mp3", RATE), at_once)
+
+
 # --- mixing ------------------------------------------------------------------------------------------------------
 
 @property_test
