@@ -35,7 +35,7 @@ import lmac_piq
 from .audio import AudioError, _LOUDEST, _truncation, load_wave, open_sound, resample, shared_gain, wave_length
 from .classifier import Explainable
 from .explanation import Explainer, Explanation, explain, frozen
-from .listen import STYLE, Comparison, _INK, _PAGE, _style_axes, comparisons, decibels, energy_ratio, inline_png, is_silent, percent, png_bytes
+from .listen import Comparison, _INK, _style_axes, comparisons, decibels, energy_ratio, inline_png, is_silent, percent, png_bytes
 from .player import player_assets, player_html
 from .spectral import Spectrogram
 from .style import spoken
@@ -60,7 +60,7 @@ def read_blocks(path: str | os.PathLike, seconds: float = 5.0) -> Iterator[Tenso
 # %% ../nbs/73_recording.ipynb #8c92da4d
 def clock(seconds: float) -> str:
     "A time as people write it: 4.2 s, 3:07, 1:02:03."
-    if seconds < 60: return f"{seconds:.1f}".removesuffix(".0") + " s"
+    if seconds < 59.95: return f"{seconds:.1f}".removesuffix(".0") + " s"
     minutes, left = divmod(round(seconds), 60)
     return f"{minutes}:{left:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{left:02d}"
 
@@ -465,12 +465,12 @@ def ribbon_html(r: Recording) -> str:
 def recording_html(r: Recording, base: str | os.PathLike | None = None # the folder of the page, for links to the sounds; None: no players
                   ) -> str:
     "Headline, remarks, ribbon and the three tracks of a recording, as HTML."
-    notes, parts = "".join(f'<p class="remark">{html.escape(text)}</p>' for text in recording_remarks(r)), ""
+    notes, parts = "".join(f'<p class="note">{html.escape(text)}</p>' for text in recording_remarks(r)), ""
     for part in TRACKS if base is not None else ():
         source = html.escape(urllib.parse.quote(os.path.relpath(r.folder / f"{part}.wav", base)))
-        share = "the whole recording" if part == "original" or math.isnan(r.energy(part)) else f"<b>{html.escape(percent(r.energy(part)))}</b> of the energy"
-        parts += f'<div class="part {part}"><h4>{part.capitalize()}</h4><audio controls preload="metadata" src="{source}" aria-label="{part}, the whole recording"></audio><p>{share}</p></div>'
-    return f'<section class="lmac-piq recording"><p>{html.escape(recording_headline(r))}</p>{notes}{ribbon_html(r)}<div class="three">{parts}</div></section>'
+        share = "the whole recording" if part == "original" or math.isnan(r.energy(part)) else f"{percent(r.energy(part))} of the energy"
+        parts += f'<figure><audio controls preload="metadata" src="{source}" aria-label="{part}, the whole recording"></audio><figcaption><b>{part.capitalize()}</b>: {html.escape(share)}</figcaption></figure>'
+    return f'<section class="lmac-player plain recording"><p>{html.escape(recording_headline(r))}</p>{notes}{ribbon_html(r)}<div class="tracks">{parts}</div></section>'
 
 def examples_html(r: Recording) -> str:
     "The picked windows as clips."
@@ -479,15 +479,13 @@ def examples_html(r: Recording) -> str:
 
 # %% ../nbs/73_recording.ipynb #c0bc10d5
 def recording_assets() -> str:
-    "Styles and scripts for recordings and clips, once for a document."
+    "Style and script for recordings, once for a document, beside those of the player."
     style, script = ((Path(lmac_piq.__file__).parent / "static" / f"recording.{kind}").read_text(encoding="utf8") for kind in ("css", "js"))
-    return f'{STYLE}<style>{style}</style><script type="module">{script}</script>{player_assets()}'
+    return f'<style>{style}</style><script type="module">{script}</script>'
 
 def static_page(title: str, body: str) -> str:
     "A page that stands alone; `title` is text, `body` is HTML."
-    title = html.escape(title)
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><link rel="icon" href="data:,"><style>{_PAGE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{title}</h1><p>made with lmac_piq {lmac_piq.__version__}</p>{body}{recording_assets()}</body></html>'
+    return player_page(title, body + recording_assets())
 
 @patch
 def save_page(self: Recording) -> Path:
@@ -497,4 +495,4 @@ def save_page(self: Recording) -> Path:
     return self.folder / "index.html"
 
 @patch
-def _repr_html_(self: Recording) -> str: return recording_html(self) + examples_html(self) + recording_assets()
+def _repr_html_(self: Recording) -> str: return recording_html(self) + examples_html(self) + recording_assets() + player_assets()
