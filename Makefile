@@ -7,7 +7,7 @@ BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test paper publish lab export readme clean
+.PHONY: help setup test paper page publish lab export readme clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ test: setup  ## every check: house rules, every notebook, every test; ends with 
 
 paper: setup  ## regenerate tables, figures and audio with one preset; redoes only what changed
 	$(BIN)/lmac-piq paper --preset $(PRESET) --device $(DEVICE)
+
+page: setup  ## a site from a run (PRESET): every number of its tables leads to clips that can be heard
+	$(BIN)/python -c "import sys; from lmac_piq.companion import site_command; sys.exit(site_command())" $(PRESET)
 
 publish: setup  ## copy the small results of a finished run (PRESET) to paper_figures/results
 	$(BIN)/lmac-piq publish --preset $(PRESET)
