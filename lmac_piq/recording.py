@@ -36,7 +36,7 @@ from .audio import AudioError, _LOUDEST, _truncation, load_wave, open_sound, res
 from .classifier import Explainable
 from .explanation import Explainer, Explanation, explain, frozen
 from .listen import Comparison, _INK, _style_axes, comparisons, decibels, energy_ratio, inline_png, is_silent, percent, png_bytes
-from .player import player_assets, player_html
+from .player import player_assets, player_html, player_page
 from .spectral import Spectrogram
 from .style import spoken
 from .training import atomic
