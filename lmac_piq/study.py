@@ -6,28 +6,31 @@
 __all__ = ['REFERENCE', 'ANCHOR', 'CODE', 'SCHEMA_VERSION', 'SCREENING', 'loudness', 'Stimulus', 'stimulus', 'match_loudness',
            'low_anchor', 'Trial', 'make_trials', 'trials_from_folder', 'trials_from_explanations', 'latin_square',
            'check_code', 'is_simulated', 'Design', 'make_design', 'Presentation', 'Answers', 'to_webmushra',
-           'save_webmushra', 'Session', 'players', 'heading', 'study_widget', 'simulated_raters', 'whose', 'screen',
-           'rating_means', 'friedman', 'pairwise', 'preferences', 'StudyAnalysis', 'analyse_study', 'published_means',
-           'study_figure']
+           'save_webmushra', 'Session', 'StudyWidget', 'save_app', 'simulated_raters', 'whose', 'screen',
+           'methods_only', 'rating_means', 'friedman', 'pairwise', 'preferences', 'StudyAnalysis', 'analyse_study',
+           'published_means', 'study_figure', 'recordings_figure', 'published_study']
 
 # %% ../nbs/72_study.ipynb #0a3d9e55
-import hashlib, html, json, math, os, random, re, sqlite3, time
-from collections.abc import Iterable, Mapping, Sequence
+import base64, hashlib, html, json, math, os, random, re, sqlite3, time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-import ipywidgets as widgets, numpy as np, pandas as pd, pyloudnorm, torch, yaml
+import anywidget, numpy as np, pandas as pd, pyloudnorm, torch, traitlets, yaml
 from fastcore.basics import patch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import signal, stats as ss
 from torch import Tensor
 
+import lmac_piq
 from .audio import load_wave, save_wave
 from .explanation import Explanation
-from .listen import audio_player, comparisons
+from .listen import comparisons, wav_bytes
 from .stats import bootstrap_ci, holm, paired_difference, paired_test
+from .style import LOOKS, Look, bare, look
 from .training import atomic
 
 # %% ../nbs/72_study.ipynb #5eda44d9
@@ -257,10 +260,14 @@ _SCHEMA = (
     "create table remark (code text not null references participant, trial text not null, text text not null, at text not null, primary key (code, trial))",
 )
 
+@patch
+def plan(self: Design) -> list[dict]:
+    "The trials without their sounds: name, part, item, kind, conditions."
+    return [dict(name=t.name, part=t.part, item=t.item, kind=t.kind, conditions=[s.condition for s in t.stimuli]) for t in self.trials]
+
 def _description(design: Design) -> str:
     "What an analysis needs to know of a design, as JSON."
-    trials = [dict(name=t.name, part=t.part, item=t.item, kind=t.kind, conditions=[s.condition for s in t.stimuli]) for t in design.trials]
-    return json.dumps(dict(title=design.title, question=design.question, seed=design.seed, loudness=design.note, trials=trials))
+    return json.dumps(dict(title=design.title, question=design.question, seed=design.seed, loudness=design.note, trials=design.plan()))
 
 def _now() -> str: return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -353,11 +360,17 @@ def next_trial(self: Answers, code: str) -> Presentation | None:
 
 @patch
 def remark(self: Answers, code: str, trial: str, text: str) -> None:
-    "Store what a participant wrote about a trial, as it was written; up to 2000 characters."
+    "Store what a participant wrote about a trial, as it was written; up to 2000 characters, no e-mail address."
     if len(text) > 2000: raise ValueError(f"a remark has at most 2000 characters, got {len(text)}")
+    if re.search(r"\S@\S+\.\S", text): raise ValueError("the remark holds an e-mail address and is not stored: leave the address out")
     with _transaction(self.db):
         self.db.execute("insert or ignore into participant (code, since) values (?, ?)", (check_code(code), _now()))
         self.db.execute("insert or replace into remark values (?, ?, ?, ?)", (code, trial, text, _now()))
+
+@patch
+def remark_on(self: Answers, code: str, trial: str) -> str:
+    "What a participant wrote about a trial; empty where nothing."
+    return next((text for (text,) in self._all("select text from remark where code = ? and trial = ?", check_code(code), trial)), "")
 
 # %% ../nbs/72_study.ipynb #1f86fc64
 @patch
@@ -441,6 +454,7 @@ class Session:
 def rate(self: Session, letter: str, value: float) -> None:
     "Rate one sound of a MUSHRA trial from 0 to 100."
     if self.current.trial.kind != "mushra": raise ValueError("this trial asks for a choice: use `choose`")
+    if not (math.isfinite(value) and 0 <= value <= 100): raise ValueError(f"sound {letter}: a rating lies between 0 and 100, got {value}")
     self.answers.record(self.code, self.current.trial.name, {self._sound(letter).condition: value})
 
 @patch
@@ -486,93 +500,141 @@ def comment(self: Session, text: str) -> None:
     self.answers.remark(self.code, self.current.trial.name, text)
 
 @patch
+def remark(self: Session) -> str:
+    "What the participant wrote about the trial on show so far."
+    return self.answers.remark_on(self.code, self.current.trial.name)
+
+@patch
 def progress(self: Session) -> tuple[int, int]:
     "Trials answered in full, and trials in all."
     return sum(self.answers.is_complete(self.code, p.trial) for p in self.order), len(self.order)
 
 # %% ../nbs/72_study.ipynb #6c5cdc25
-def players(session: Session) -> dict[str, str]:
-    "HTML players of the trial on show: the reference and each letter, at the design's loudness."
+def _trial_page(session: Session) -> dict:
+    "What the browser learns of the trial on show: no condition, no recording, no file."
     sounds = {"Reference": session.current.trial.reference} | session.sounds
-    return {name: f"<b>{name}</b>{audio_player(s.wave, s.sample_rate, s.gain, name if len(name) > 1 else f'sound {name}')}" for name, s in sounds.items()}
+    wav = lambda s: f"data:audio/wav;base64,{base64.b64encode(wav_bytes(s.wave, s.sample_rate, s.gain)).decode()}"
+    return dict(kind=session.current.trial.kind, title=session.design.title, question=session.design.question, code=session.code, place=session.index + 1, total=len(session.order),
+                sample_rate=session.current.trial.reference.sample_rate, sounds=[dict(name=name, wav=wav(s)) for name, s in sounds.items()])
 
-def heading(session: Session) -> str:
-    "HTML above a trial: title, progress, question; what is text stays text."
-    done, total = session.progress()
-    kind = " <b>These raters are simulated.</b>" if is_simulated(session.code) else ""
-    place = f"finished: {done} of {total} answered. Thank you." if session.finished else f"trial {session.index + 1} of {total}, {done} answered"
-    return f"<h3>{html.escape(session.design.title)}</h3><p>{html.escape(session.code)}, {place}{kind}</p><p>{html.escape(session.design.question)}</p>"
+_HINTS = ["Wear headphones, sit in a quiet place, and set a comfortable level at the first sound; all sounds are about equally loud.",
+          "Each answer is stored the moment you give it. Close the page whenever you like: with your code you go on where you stopped.",
+          "What is stored: your code, your answers and remarks, and when they were given. No name, no e-mail address."]
+
+def _entry_page(design: Design) -> dict:
+    "The page that asks for a code."
+    return dict(kind="entry", title=design.title, question=f"{len(design.trials)} short trials.", hints=_HINTS, codes="The code you were given: letters and a number, such as P07.")
 
 # %% ../nbs/72_study.ipynb #9073e270
-def _control(session: Session, letter: str) -> widgets.Widget:
-    "A slider from 0 to 100 that stores each move."
-    value = session.values()[letter]
-    slider = widgets.FloatSlider(value=50 if value is None else value, min=0, max=100, step=1, readout_format=".0f", description=letter, continuous_update=False)
-    slider.observe(lambda change: session.rate(letter, change["new"]), "value")
-    return slider
+_STATIC = Path(lmac_piq.__file__).parent / "static"
 
-def _choice(session: Session) -> widgets.Widget:
-    "Buttons A, B and no difference; a click stores."
-    letters = {"A": "A", "B": "B", "no difference": None}
-    given = session.values()
-    chosen = None if given["A"] is None else "A" if given["A"] > given["B"] else "B" if given["A"] < given["B"] else "no difference"
-    buttons = widgets.ToggleButtons(options=list(letters), value=chosen, description="Better:")
-    buttons.observe(lambda change: session.choose(letters[change["new"]]), "value")
-    return buttons
+def _script() -> str:
+    "study.js with what it uses of player.js before it: one module, for a widget has only one."
+    sound = re.sub(r"^export (default )?", lambda found: "void " if found[1] else "", (_STATIC / "player.js").read_text(encoding="utf8"), flags=re.M)
+    return f"const player = (() => {{\n{sound}\nreturn {{ contextAt, decode, make, start }};\n}})();\n" + (_STATIC / "study.js").read_text(encoding="utf8")
 
-def _comment(session: Session) -> widgets.Widget:
-    "A line for what the participant wants to say about the trial."
-    box = widgets.Text(placeholder="remark (no names, please)", continuous_update=False)
-    box.observe(lambda change: session.comment(change["new"][:2000]), "value")
-    return box
+class StudyWidget(anywidget.AnyWidget):
+    "The study as its participants see it, under Voila or in JupyterLab; it asks for a code unless one is given."
+    _esm, _css = _script(), _STATIC / "study.css"
+    page, given = traitlets.Dict().tag(sync=True), traitlets.Dict().tag(sync=True)
 
-# %% ../nbs/72_study.ipynb #1692999d
-def study_widget(design: Design, answers: Answers, code: str) -> widgets.VBox:
-    "The study as a view in JupyterLab or Voila; all it knows is in `view.session`."
-    session, view = Session(design, answers, code), widgets.VBox()
-    def move(step: str) -> None:
-        try: getattr(session, step)(); draw()
-        except (ValueError, IndexError) as e: draw(str(e))
-    def draw(said: str = "") -> None:
-        buttons = [widgets.Button(description="Previous", disabled=session.index == 0), widgets.Button(description="Next", disabled=session.finished, button_style="primary")]
-        for button, step in zip(buttons, ("previous", "next")): button.on_click(lambda _, step=step: move(step))
-        done, total = session.progress()
-        foot = [widgets.HTML(f'<p role="alert">{html.escape(said)}</p>'), widgets.HBox(buttons), widgets.IntProgress(value=done, max=total, description=f"{done} of {total}")]
-        view.children = [widgets.HTML(heading(session)), *([] if session.finished else _trial_view(session)), *foot]
-    view.session = session
-    draw()
-    return view
+    def __init__(self, design: Design,
+                 answers: Answers | str | os.PathLike, # the store, or its file
+                 code: str | None = None):
+        super().__init__()
+        self.design, self.answers, self.session = design, answers if isinstance(answers, Answers) else Answers(answers, design), None
+        self.on_msg(self._asked)
+        if code is None: self.page = _entry_page(design)
+        else: self.enter(code)
 
-def _trial_view(session: Session) -> list[widgets.Widget]:
-    "Players and controls of the trial on show."
-    shown, mushra = players(session), session.current.trial.kind == "mushra"
-    rows = [widgets.HBox([widgets.HTML(player), *([_control(session, name)] if mushra and name in session.sounds else [])]) for name, player in shown.items()]
-    return [*rows, *([] if mushra else [_choice(session)]), _comment(session)]
+    def enter(self, code: str) -> None:
+        "Begin, or go on where this participant stopped."
+        if is_simulated(code): raise ValueError("codes that begin with SIM are for simulated raters")
+        self.session = Session(self.design, self.answers, code)
+        self.draw()
+
+# %% ../nbs/72_study.ipynb #a6cda67c
+@patch
+def draw(self: StudyWidget) -> None:
+    "Show the session as it stands."
+    s = self.session
+    with self.hold_sync():
+        self.given = dict(values={} if s.finished else {k: v for k, v in s.values().items() if v is not None}, remark="" if s.finished else s.remark(), done=s.progress()[0])
+        if self.page.get("place") != s.index + 1 or self.page.get("code") != s.code:
+            self.page = dict(kind="end", code=s.code, place=s.index + 1, total=len(s.order)) if s.finished else _trial_page(s)
+
+@patch
+def _asked(self: StudyWidget, _: object, message: dict, buffers: list) -> None:
+    "Do what the page asks, then say that it is stored, or why it is not."
+    error = ""
+    try: self._do(message)
+    except (ValueError, IndexError) as e: error = str(e)
+    except Exception as e: error = f"NOT stored ({type(e).__name__}): please tell whoever runs this study"
+    self.send(dict(id=message.get("id"), error=error))
+
+@patch
+def _do(self: StudyWidget, message: dict) -> None:
+    "One step of the session."
+    s, sound, value = self.session, message.get("sound"), message.get("value")
+    if message["do"] == "enter": return self.enter(value)
+    if message.get("page", s.index + 1) != s.index + 1: raise ValueError("this page is out of date: reload it")
+    steps = dict(rate=lambda: s.rate(sound, float(value)), choose=lambda: s.choose(sound), comment=lambda: s.comment(str(value)), next=s.next, previous=s.previous)
+    steps[message["do"]]()
+    self.draw()
+
+# %% ../nbs/72_study.ipynb #241b1cbd
+_APP = """from lmac_piq.study import StudyWidget, make_design, trials_from_folder
+
+trials = [{trials}]
+StudyWidget(make_design(trials, {options}), "answers.sqlite")"""
+
+def save_app(folder: str | os.PathLike, # holds mushra/ or ab/ or both
+             **options                  # seed, lufs, title, question of `make_design`
+            ) -> Path:                  # study.ipynb in it
+    "Write the notebook of a study beside its sounds; Voila serves it to participants, and `answers.sqlite` grows beside it."
+    folder = Path(folder)
+    kinds = [kind for kind in ("mushra", "ab") if (folder / kind).is_dir()]
+    if not kinds: raise ValueError(f"{folder} holds neither mushra/ nor ab/: put the sounds there as PART/ITEM/CONDITION.wav")
+    make_design([t for kind in kinds for t in trials_from_folder(folder / kind, kind=kind)], **options)
+    trials = ", ".join(f"*trials_from_folder({kind!r}, kind={kind!r})" for kind in kinds)
+    source = _APP.format(trials=trials, options=", ".join(f"{k}={v!r}" for k, v in options.items()))
+    notebook = dict(cells=[dict(cell_type="code", id="study", execution_count=None, metadata={}, outputs=[], source=source)],
+                    metadata=dict(kernelspec=dict(name="python3", display_name="Python 3", language="python")), nbformat=4, nbformat_minor=5)
+    with atomic(folder / "study.ipynb") as part: part.write_text(json.dumps(notebook, indent=1), encoding="utf8")
+    return folder / "study.ipynb"
 
 # %% ../nbs/72_study.ipynb #3e4de458
-def _latent(rng: np.random.Generator, effects: Mapping[str, float], condition: str, own: float, item: float, spread: float, careless: bool) -> float:
-    "One simulated rating in [0, 100]."
-    if condition == REFERENCE and REFERENCE not in effects: return float(rng.uniform(0, 100)) if careless else float(100 - abs(rng.normal(0, 3)))
-    return float(np.clip(effects.get(condition, 20.0) + own + item + rng.normal(0, spread), 0, 100))
+def _latent(rng: np.random.Generator, effect: float | None, shift: float, spread: float, careless: bool) -> float:
+    "One simulated rating in [0, 100]; without an effect, of the hidden reference."
+    if effect is None: return float(rng.uniform(0, 100)) if careless else float(100 - abs(rng.normal(0, 3)))
+    return float(np.clip(effect + shift + rng.normal(0, spread), 0, 100))
 
-def simulated_raters(design: Design,
-                     effects: Mapping[str, float], # method -> mean rating; anchor 20 and reference near 100 unless given
+def _effects(trials: Sequence[dict], effects: Mapping, shift: float, rng: np.random.Generator) -> dict:
+    "The effect of each condition of each trial: of the condition on this recording if given, else of the condition, shifted; None for the hidden reference."
+    given = {REFERENCE: None, ANCHOR: 20.0} | dict(effects)
+    pairs = {(t["part"], t["item"], c): given.get((t["item"], c), given.get(c, math.nan)) for t in trials for c in t["conditions"]}
+    if absent := sorted({c for (_, _, c), e in pairs.items() if e is not None and math.isnan(e)}): raise ValueError(f"no effect for {absent}: give every method's mean rating")
+    drawn = {place: rng.normal(0, shift) for place in pairs}
+    return {place: e if e is None or place[1:] in given else e + drawn[place] for place, e in pairs.items()}
+
+# %% ../nbs/72_study.ipynb #7be1020c
+def simulated_raters(study: Design | Sequence[dict], # or `Design.plan()`, where there are no sounds
+                     effects: Mapping, # method, or (recording, method) -> mean rating; anchor 20 and reference near 100 unless given
                      n: int = 20,                  # raters, SIM01, SIM02, ...
                      seed: int = 0,
                      spread: float = 12.0,         # of the noise, and half of it between raters and between recordings
                      careless: float = 0.0         # share of raters who do not find the hidden reference
                     ) -> pd.DataFrame:             # as `Answers.frame`; simulated is True throughout
     "Ratings that no person gave, for planning a study and for testing its analysis."
-    if absent := {s.condition for t in design.trials for s in t.stimuli} - {REFERENCE, ANCHOR} - set(effects): raise ValueError(f"no effect for {sorted(absent)}: give every method's mean rating")
     if not 1 <= n <= 9999: raise ValueError(f"n={n} must lie between 1 and 9999 raters")
-    rng, rows = np.random.default_rng(seed), []
-    shift = {(t.part, t.item, s.condition): rng.normal(0, spread / 2) for t in design.trials for s in t.stimuli}
+    trials, rng, rows = study.plan() if isinstance(study, Design) else study, np.random.default_rng(seed), []
+    mean = _effects(trials, effects, spread / 2, rng)
     for k in range(1, n + 1):
         own = rng.normal(0, spread / 2)
-        for t in design.trials:
-            rated = {s.condition: _latent(rng, effects, s.condition, own, shift[t.part, t.item, s.condition], spread, k <= careless * n) for s in t.stimuli}
-            if t.kind == "ab": rated = {c: 100.0 * (c == max(rated, key=rated.get)) for c in rated}
-            rows += [dict(rater=f"SIM{k:02d}", simulated=True, part=t.part, item=t.item, kind=t.kind, trial=t.name, condition=c, value=v, complete=True, at="", remark="") for c, v in rated.items()]
+        for t in trials:
+            rated = {c: _latent(rng, mean[t["part"], t["item"], c], own, spread, k <= careless * n) for c in t["conditions"]}
+            if t["kind"] == "ab": rated = {c: 100.0 * (c == max(rated, key=rated.get)) for c in rated}
+            rows += [dict(rater=f"SIM{k:02d}", simulated=True, part=t["part"], item=t["item"], kind=t["kind"], trial=t["name"], condition=c, value=v, complete=True, at="", remark="") for c, v in rated.items()]
     return pd.DataFrame(rows)
 
 # %% ../nbs/72_study.ipynb #088f7e46
@@ -603,7 +665,9 @@ def screen(table: pd.DataFrame,  # of `Answers.frame`
     return found.assign(excluded=found.share > share, raters=whose(table)).rename_axis("rater").reset_index()
 
 # %% ../nbs/72_study.ipynb #3043228e
-_METHODS = lambda table: table[~table.condition.isin([REFERENCE, ANCHOR])]
+def methods_only(table: pd.DataFrame) -> pd.DataFrame:
+    "The rows that are methods: no hidden reference, no anchor."
+    return table[~table.condition.isin([REFERENCE, ANCHOR])]
 
 def rating_means(table: pd.DataFrame) -> pd.DataFrame:
     "Mean rating of each part and condition with its 95 % interval by rater."
@@ -614,7 +678,7 @@ def rating_means(table: pd.DataFrame) -> pd.DataFrame:
 def friedman(table: pd.DataFrame) -> pd.DataFrame:
     "Friedman's test of each part over the methods, on each rater's mean; NaN with fewer than 3 methods or 2 raters."
     rows = []
-    for part, ratings in _METHODS(table[table.kind == "mushra"]).groupby("part", sort=False):
+    for part, ratings in methods_only(table[table.kind == "mushra"]).groupby("part", sort=False):
         means = ratings.pivot_table(index="rater", columns="condition", values="value").dropna()
         enough = means.shape[0] > 1 and means.shape[1] > 2 and (means.nunique(axis=1) > 1).any()
         chi2, p = ss.friedmanchisquare(*means.to_numpy().T) if enough else (math.nan, math.nan)
@@ -625,7 +689,7 @@ def friedman(table: pd.DataFrame) -> pd.DataFrame:
 def pairwise(table: pd.DataFrame) -> pd.DataFrame:
     "Paired differences between methods in each part: interval by rater, Wilcoxon's p by rater, Holm's p within the part."
     rows = []
-    for part, ratings in _METHODS(table[table.kind == "mushra"]).groupby("part", sort=False):
+    for part, ratings in methods_only(table[table.kind == "mushra"]).groupby("part", sort=False):
         wide = ratings.pivot_table(index=["rater", "item"], columns="condition", values="value", sort=False)
         for a, b in combinations(wide, 2):
             pairs = wide[[a, b]].dropna()
@@ -679,37 +743,71 @@ def analyse_study(table: pd.DataFrame # of `Answers.frame` or `simulated_raters`
 
 # %% ../nbs/72_study.ipynb #6704866f
 def published_means(numbers: pd.DataFrame # columns row, column, value, sd, low, high, source, remark
-                   ) -> pd.DataFrame:     # part, condition, mean, low, high, raters, source
+                   ) -> pd.DataFrame:     # part, condition, mean, low, high, raters, source, remark
     "Published mean ratings with the interval as printed, or from sd and number of ratings as if these were independent."
     count = numbers.remark.str.extract(r"(\d+) ratings")[0].astype(float)
     half = 1.96 * numbers.sd / np.sqrt(count)
     return pd.DataFrame(dict(part=numbers.column, condition=numbers.row, mean=numbers.value, low=numbers.low.fillna(numbers.value - half),
-                             high=numbers.high.fillna(numbers.value + half), raters="published", source=numbers.source))
+                             high=numbers.high.fillna(numbers.value + half), raters="published", source=numbers.source, remark=numbers.remark))
 
 # %% ../nbs/72_study.ipynb #5cb0169e
-_INK = dict(published="#6b6b6b", people="#3b6ea5", simulated="#c9a227")
 _SAID = dict(published="published", people="this study", simulated="SIMULATED, not people")
+_AXIS = dict(published="published mean rating", people="mean rating", simulated="SIMULATED mean rating")
+_LOOKS = {"FT1": Look("#56B4E9", "^"), "FT2": Look("#56B4E9", "v"), "L-MAC FT": Look("#56B4E9", "^"), "L2I (RTH 0.2)": LOOKS["L2I"], "L2I-R1": Look("#B36A91", "s"), "L2I-R2": Look("#8F4F72", "P"),
+          REFERENCE: Look("#333333", "*"), ANCHOR: Look("#9A9A9A", "_")}   # names of conditions in the published studies
+_study_look = lambda name: _LOOKS.get(name) or look(name)
+_plain = lambda text: text.replace("$", r"\$")
 
-def study_figure(*means: pd.DataFrame, # `analysis.means`, `published_means`: part, condition, mean, low, high, raters
-                ) -> Figure:
-    "Mean ratings as bars with intervals, one panel per part; each panel says whose ratings it shows, and simulated ones are hatched."
-    panels = [(part, rows) for table in means for part, rows in table.groupby("part", sort=False)]
-    if not panels: raise ValueError("there is nothing to draw: no mean ratings given")
-    for part, rows in panels:
-        if "raters" not in rows or rows.raters.nunique() != 1 or rows.raters.iloc[0] not in _SAID: raise ValueError(f"part {part!r}: the column `raters` must say one of {', '.join(_SAID)}")
-    sizes = [len(rows) for _, rows in panels]
-    figure = Figure(figsize=(1.4 + 0.62 * sum(sizes) + 0.5 * len(sizes), 4.2), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, width_ratios=sizes, squeeze=False)[0]
-    for ax, (part, rows) in zip(axes, panels): _bars(ax, part, rows)
-    axes[0].set(ylim=(0, 100), ylabel="mean rating (0 to 100)")
-    if any(rows.raters.iloc[0] == "simulated" for _, rows in panels): figure.suptitle("hatched bars: SIMULATED ratings, not people's", fontsize=10)
-    return figure
-
-def _bars(ax, part: str, rows: pd.DataFrame) -> None:
-    "One panel."
+def _bars(ax: Axes, part: str, rows: pd.DataFrame) -> None:
+    "One part of a study: a bar with its interval for each condition."
     who, x = rows.raters.iloc[0], np.arange(len(rows))
     error = np.abs(np.stack([rows["mean"] - rows.low, rows.high - rows["mean"]]).astype(float))
-    ax.bar(x, rows["mean"], yerr=error, capsize=3, color=_INK[who], edgecolor="white", hatch="//" if who == "simulated" else None, error_kw=dict(lw=1, ecolor="#222222"))
-    ax.set_xticks(x, [name.replace("$", r"\$") for name in rows.condition], rotation=40, ha="right")
-    ax.set_title(f"{part.replace('$', chr(92) + '$')}\n{_SAID[who]}", fontsize=9)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.bar(x, rows["mean"], 0.72, yerr=error, capsize=3, color=[_study_look(name).colour for name in rows.condition], edgecolor="white", hatch="///" if who == "simulated" else None,
+           alpha=0.55 if who == "simulated" else 1, error_kw=dict(lw=1.1, ecolor="#222222"))
+    ax.set_xticks(x, [_plain(name) for name in rows.condition], rotation=35, ha="right", rotation_mode="anchor")
+    ax.set_title(f"{_plain(part)} · {_SAID[who]}", fontsize=9, loc="left")
+    bare(ax)
+
+# %% ../nbs/72_study.ipynb #f161703c
+def study_figure(*means: pd.DataFrame, # `analysis.means`, `published_means`: part, condition, mean, low, high, raters; a row of panels for each
+                ) -> Figure:
+    "Mean ratings as bars with intervals: a row for each study, a panel for each of its parts, and on each whose ratings it shows."
+    if not sum(map(len, means)): raise ValueError("there is nothing to draw: no mean ratings given")
+    for rows in means:
+        if "raters" not in rows or rows.raters.nunique() != 1 or rows.raters.iloc[0] not in _SAID: raise ValueError(f"the column `raters` of each table must say one of {', '.join(_SAID)}")
+    bars = max(len(rows) + 0.6 * rows.part.nunique() for rows in means)
+    figure = Figure(figsize=(1.0 + 0.62 * bars, 0.4 + 3.1 * len(means)), layout="constrained")
+    for block, rows in zip(figure.subfigures(len(means), 1, squeeze=False)[:, 0], means):
+        sizes = rows.groupby("part", sort=False).size()
+        axes = block.subplots(1, len(sizes), sharey=True, width_ratios=list(sizes), squeeze=False)[0]
+        for ax, (part, shown) in zip(axes, rows.groupby("part", sort=False)): _bars(ax, part, shown)
+        axes[0].set(ylim=(0, 100), ylabel=f"{_AXIS[rows.raters.iloc[0]]} (0 to 100)")
+    if any(rows.raters.iloc[0] == "simulated" for rows in means): figure.suptitle("hatched bars: SIMULATED ratings, given by no person", fontsize=10)
+    return figure
+
+# %% ../nbs/72_study.ipynb #0580dd75
+def recordings_figure(numbers: pd.DataFrame # of listening_recordings.csv: row (method), column (part and number), value
+                     ) -> Figure:
+    "Published mean rating of each method on each recording; no interval, since none was published."
+    numbers = numbers.assign(part=numbers.column.str.rsplit(" ", n=1).str[0], number=numbers.column.str.rsplit(" ", n=1).str[1].astype(int))
+    parts, methods = numbers.groupby("part", sort=False), list(dict.fromkeys(numbers.row))
+    sizes = [rows.number.nunique() for _, rows in parts]
+    figure = Figure(figsize=(2.4 + 0.72 * sum(sizes), 3.5), layout="constrained")
+    for ax, (part, rows) in zip(figure.subplots(1, len(sizes), sharey=True, width_ratios=sizes, squeeze=False)[0], parts):
+        there = [m for m in methods if m in set(rows.row)]
+        for k, method in enumerate(there):
+            (colour, marker, _), one = _study_look(method), rows[rows.row == method]
+            ax.plot(one.number + 0.13 * (k - (len(there) - 1) / 2), one.value, linestyle="none", marker=marker, ms=6.5, color=colour, markeredgecolor="white", markeredgewidth=0.5, label=_plain(method), clip_on=False, zorder=3)
+        for number in rows.number.unique()[::2]: ax.axvspan(number - 0.5, number + 0.5, color="#000000", alpha=0.04, lw=0)
+        ax.set(xlim=(0.5, rows.number.max() + 0.5), xticks=sorted(rows.number.unique()), xlabel=f"{part} recording"); ax.set_title(f"{_plain(part)} · published", fontsize=9, loc="left"); bare(ax)
+    figure.axes[0].set(ylim=(0, 100), ylabel="published mean rating (0 to 100)")
+    drawn = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(drawn.values(), drawn.keys(), loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+# %% ../nbs/72_study.ipynb #e0e4770f
+def published_study(numbers: pd.DataFrame # of listening_recordings.csv
+                   ) -> tuple[list[dict], dict[tuple[str, str], float]]: # trials as `Design.plan()` gives them; (recording, method) -> published mean
+    "A published study as a plan and effects for `simulated_raters`: its recordings, its methods, and a hidden reference and an anchor."
+    trials = [dict(name=f"{item}/mushra", part=item.rsplit(" ", 1)[0], item=item, kind="mushra", conditions=[REFERENCE, ANCHOR, *rows.row]) for item, rows in numbers.groupby("column", sort=False)]
+    return trials, {(r.column, r.row): r.value for r in numbers.itertuples()}

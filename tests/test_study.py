@@ -1,5 +1,5 @@
 "A listening study: equal loudness, balanced orders, answers that survive a killed process, and simulated ratings that stay simulated."
-import json, math, multiprocessing, os, re, signal, sqlite3, time
+import base64, io, json, math, multiprocessing, os, re, signal, sqlite3, time
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf, torch, yaml
@@ -7,9 +7,9 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats as ss
 
 from lmac_piq.stats import holm
-from lmac_piq.study import (ANCHOR, REFERENCE, SCREENING, Answers, Session, analyse_study, check_code, friedman, heading, is_simulated, latin_square, loudness,
-                            low_anchor, make_design, make_trials, match_loudness, pairwise, players, preferences, published_means, rating_means, save_webmushra,
-                            screen, simulated_raters, stimulus, study_figure, study_widget, to_webmushra, trials_from_folder, whose)
+from lmac_piq.study import (ANCHOR, REFERENCE, SCREENING, Answers, Session, StudyWidget, analyse_study, check_code, friedman, is_simulated, latin_square, loudness, low_anchor, make_design,
+                            make_trials, match_loudness, methods_only, pairwise, preferences, published_means, published_study, rating_means, recordings_figure, save_app, save_webmushra, screen,
+                            simulated_raters, stimulus, study_figure, to_webmushra, trials_from_folder, whose)
 
 RATE, NASTY = 16000, '<script>alert("x")</script> & \'q\''
 METHODS = ("m1", "m2", NASTY)
@@ -189,31 +189,63 @@ def test_session_walks_and_refuses(tmp_path, design):
     with pytest.raises(ValueError, match="no sound"): session.choose("C")
     with pytest.raises(ValueError, match="this design"): Session(make_design(trials(1)), session.answers, "P05")
 
-def test_what_is_shown_is_text_and_names_no_method(tmp_path, design):
-    session = Session(design, Answers(tmp_path / "a.sqlite", design), "P05")
-    for _ in design.trials:
-        shown = heading(session) + re.sub(r'src="[^"]*"', "", "".join(players(session).values()))
-        assert "<script" not in shown and "&lt;script&gt;" in shown and not re.search(r"\bm[12]\b|anchor", shown)
-        fill(session); session.next()
-    assert "finished" in heading(session)
-    assert "simulated" in heading(Session(design, session.answers, "SIM05"))
+def told(view: StudyWidget, **message) -> str:
+    "What the page hears back"
+    said = []
+    view.send = lambda content, buffers=None: said.append(content)
+    view._asked(view, dict(id="x", **message), [])
+    (answer,) = said
+    assert answer["id"] == "x"
+    return answer["error"]
 
-def parts(view, kind): return [c for child in view.children for c in [child, *getattr(child, "children", ())] if type(c).__name__ == kind]
+def test_the_page_learns_letters_and_sounds_and_nothing_else(tmp_path, design):
+    view, secret = StudyWidget(design, tmp_path / "a.sqlite"), re.compile(r"\bm[12]\b|anchor|new|pairs|<script>alert\(\"x\"\)</script> & 'q' \d")
+    assert told(view, do="enter", value="P05") == ""
+    for shown in design.order("P05"):
+        sounds = {s.pop("name"): s.pop("wav") for s in (dict(s) for s in view.page["sounds"])}
+        assert list(sounds) == ["Reference", *"ABCDEFG"[:len(shown.stimuli)]] and not secret.search(json.dumps({**view.page, "sounds": []} | view.given))
+        for url, s in zip(sounds.values(), [shown.trial.reference, *shown.stimuli]):        # at the gain of the design, neither clipped nor normalised
+            heard, rate = sf.read(io.BytesIO(base64.b64decode(url.split(",")[1])))
+            assert rate == RATE and np.abs(heard - s.sound.numpy()).max() < 2**-15
+        assert "not answered yet" in told(view, do="next")
+        if shown.trial.kind == "ab": assert told(view, do="choose", sound=None) == ""
+        else: assert not any(told(view, do="rate", sound=name, value=33) for name in list(sounds)[1:])
+        assert told(view, do="comment", value=NASTY) == "" and view.given["remark"] == NASTY
+        assert told(view, do="next") == ""
+    assert view.page["kind"] == "end" and view.given["done"] == len(design.trials) and set(view.answers.frame().value) == {33, 50}
+    assert told(view, do="previous") == "" and view.page["place"] == len(design.trials)
 
-def test_the_view_only_draws_the_session(tmp_path, design):
-    store = Answers(tmp_path / "a.sqlite", design)
-    view = study_widget(design, store, "P09")
-    for _ in design.trials:
-        previous, go_on = parts(view, "Button")
-        before = view.session.index
-        go_on.click()                               # nothing answered: stays, and says why
-        assert view.session.index == before and any("not answered yet" in w.value for w in parts(view, "HTML"))
-        for slider in parts(view, "FloatSlider"): slider.value = 33
-        for choice in parts(view, "ToggleButtons"): choice.value = "no difference"
-        parts(view, "Text")[0].value = NASTY
-        parts(view, "Button")[1].click()
-        assert view.session.index == before + 1 and all("<script" not in w.value for w in parts(view, "HTML"))
-    assert view.session.finished and set(store.frame().value) == {33, 50} and parts(study_widget(design, store, "P09"), "Button")[1].disabled
+@pytest.mark.parametrize("message", [dict(do="rate", sound="A", value=101), dict(do="rate", sound="A", value="x"), dict(do="rate", sound="A", value=math.nan), dict(do="rate", sound="m1", value=1), dict(do="rate"),
+                                     dict(do="choose", sound="A"), dict(do="drop"), dict(do="next"), dict(do="previous"), dict(do="rate", page=7, sound="A", value=1), dict(do="comment", value="a@b.org"), dict()])
+def test_what_a_page_should_not_send_is_refused_without_a_name(tmp_path, message):
+    view = StudyWidget(make_design(trials(2)), tmp_path / "a.sqlite", "P05")
+    error = told(view, **message)
+    assert error and not re.search(r"\bm2\b|anchor|script|new", error) and view.answers.frame().empty and view.answers._all("select * from remark") == []
+
+@pytest.mark.parametrize("code", ["SIM01", "anna", "a@b.org", "", None])
+def test_the_door_takes_codes_of_people(tmp_path, design, code):
+    view = StudyWidget(design, tmp_path / "a.sqlite")
+    assert told(view, do="enter", value=code) and view.session is None and view.page["kind"] == "entry"
+    assert told(view, do="rate", sound="A", value=1)                                                    # before anyone has entered
+
+def test_a_full_disk_is_said(tmp_path, design):
+    view = StudyWidget(design, tmp_path / "a.sqlite", "P05")
+    view.answers.db.execute("pragma query_only = on")
+    message = dict(do="choose", sound="A") if view.page["kind"] == "ab" else dict(do="rate", sound="A", value=1)
+    assert told(view, **message).startswith("NOT stored") and view.given["values"] == {}
+
+def test_a_study_folder_becomes_a_notebook(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="neither"): save_app(tmp_path)
+    for kind in ("mushra", "ab"):
+        (tmp_path / kind / "p" / "dog").mkdir(parents=True)
+        for name in ("reference", "x", "y"): sf.write(tmp_path / kind / "p" / "dog" / f"{name}.wav", noise(len(name) + ord(name[0])).numpy(), RATE)
+    code = json.loads(save_app(tmp_path, title=NASTY, seed=4).read_text())["cells"][0]["source"]
+    monkeypatch.chdir(tmp_path); names = {}
+    *lines, last = code.splitlines()
+    exec("\n".join([*lines, f"view = {last}"]), names)
+    design = names["view"].design
+    assert design.title == NASTY and design.seed == 4 and [t.kind for t in design.trials] == ["mushra", "ab"] and (tmp_path / "answers.sqlite").exists()
+    with pytest.raises(TypeError): save_app(tmp_path, colour="red")
 
 # ---- webMUSHRA
 
@@ -248,7 +280,9 @@ def test_simulated_stays_simulated(tmp_path, design, simulated):
         found = analyse_study(table)
         assert found.raters == "simulated" and found.title.startswith("SIMULATED")
         assert all((t.raters == "simulated").all() for t in (found.screening, found.means, found.friedman, found.pairs, found.preferences))
-        assert "SIMULATED" in study_figure(found.means).get_suptitle() and all("SIMULATED" in ax.get_title() for ax in study_figure(found.means).axes)
+        figure = study_figure(found.means)
+        assert "SIMULATED" in figure.get_suptitle() and all("SIMULATED" in ax.get_title(loc="left") for ax in figure.axes) and figure.axes[0].get_ylabel().startswith("SIMULATED")
+        assert all(bar.get_hatch() for ax in figure.axes for bar in ax.patches)
     with pytest.raises(ValueError, match="mixes"): analyse_study(pd.concat([simulated, simulated.assign(rater="P01", simulated=False)]))
     with pytest.raises(ValueError, match="whose"): analyse_study(simulated.drop(columns="simulated"))
     with pytest.raises(ValueError, match="raters"): study_figure(found.means.drop(columns="raters"))
@@ -307,3 +341,21 @@ def test_published_numbers_are_drawn_as_printed():
     assert (votes.raters == "published").all() and votes.source.str.len().min() > 10
     (ax,) = study_figure(mos).axes
     assert [bar.get_height() for bar in ax.patches] == pytest.approx(mos["mean"].tolist()) and (mos.iloc[0].low, mos.iloc[0].high) == (44.7, 51.4)
+
+def test_a_published_study_is_replayed_by_simulated_raters():
+    numbers = pd.read_csv(Path(__file__).resolve().parents[1] / "paper_figures" / "published" / "listening_recordings.csv")
+    trials, effects = published_study(numbers)
+    table = simulated_raters(trials, effects, n=200, seed=1, spread=10)
+    assert table.simulated.all() and table.rater.str.match("SIM").all() and len(trials) == 9 and len(effects) == len(numbers) == 45
+    means = methods_only(table).groupby(["item", "condition"]).value.mean()
+    inside = {key: value for key, value in effects.items() if 25 < value < 75}                          # where the ends of the scale do not press
+    assert len(inside) > 30 and max(abs(means[key] - value) for key, value in inside.items()) < 4
+    drawn = [y for ax in recordings_figure(numbers).axes for line in ax.lines for y in line.get_ydata()]
+    assert sorted(drawn) == sorted(numbers.value) and all("published" in ax.get_title(loc="left") for ax in recordings_figure(numbers).axes)
+
+def test_a_figure_says_whose_ratings_each_row_holds(simulated):
+    votes = published_means(pd.read_csv(Path(__file__).resolve().parents[1] / "paper_figures" / "published" / "listening_test.csv"))
+    figure = study_figure(votes, rating_means(simulated))
+    assert [ax.get_ylabel().split()[0] for ax in figure.axes if ax.get_ylabel()] == ["published", "SIMULATED"]
+    for bad in ((), (votes[:0],), (pd.concat([votes, rating_means(simulated)]),)):
+        with pytest.raises(ValueError): study_figure(*bad)
