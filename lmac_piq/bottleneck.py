@@ -33,7 +33,7 @@ from .evidence import spread, stored, truth_of, write_table
 from .experiment import Clips, Part, Plan, load_sets, make_lmac, manifest, pick_device, run_folder, train_classifier, train_explainer, train_l2i
 from .explanation import Explainer, explain
 from .l2i import L2I
-from .listen import page
+from .player import page
 from .lmac import LMAC, LMACWeights
 from .metrics import FORMS, evaluate
 from .overlap import ClassMean, Mixture, class_means, make_pairs, overlap_panel, overlap_rows

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import lmac_piq
-import lmac_piq.listen  # gives explanations their players and `save`
+import lmac_piq.player  # gives explanations their players, `save` and `save_page`
 from .audio import mix_at_snr, mix_unit_norm
 from .classifier import AudioClassifier, Augment, accuracy, classification_loss, load_weights, recalibrate
 from .data import Batch, ESC50, NoiseFile, batches, crop, noise_pack, speech_pack, split_files, synthetic_noise

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TRACKS', 'read_blocks', 'clock', 'resample_blocks', 'stream_wave', 'cut_windows', 'window_batches', 'fade', 'Stitch',
            'Layout', 'make_layout', 'mean_logits', 'choose_targets', 'window_logits', 'pick_windows', 'windows_at',
-           'window_rows', 'Recording', 'recording_remarks', 'recording_summary', 'explain_recording', 'ribbon',
-           'load_comparison', 'load_recording', 'recording_headline', 'ribbon_html', 'recording_html', 'examples_html',
-           'recording_assets', 'static_page']
+           'window_rows', 'clear_recording', 'Recording', 'recording_remarks', 'recording_summary', 'explain_recording',
+           'ribbon', 'load_comparison', 'load_recording', 'recording_headline', 'ribbon_html', 'recording_html',
+           'examples_html', 'recording_assets', 'static_page']
 
 # %% ../nbs/73_recording.ipynb #4b742041
-import html, json, math, mmap, os, tempfile, urllib.parse
+import html, json, math, mmap, os, shutil, tempfile, urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -247,6 +247,11 @@ def window_rows(e: Explanation, waves: Tensor, starts: Sequence[int], rate: int)
 
 def _window_folder(folder: Path, i: int) -> Path: return folder / f"window-{i:05d}"
 
+def clear_recording(folder: Path) -> None:
+    "Take away the record and the windows of a recording that was explained into this folder."
+    (folder / "recording.json").unlink(missing_ok=True)
+    for old in folder.glob("window-[0-9][0-9][0-9][0-9][0-9]"): shutil.rmtree(old)
+
 def _explain_windows(model: Explainable, explainer: Explainer, layout: Layout, path: str | os.PathLike, targets: Tensor, picks: Sequence[int],
                      tape: object, folder: Path, batch_size: int, domain: str, progress: bool | None) -> tuple[pd.DataFrame, dict[int, Comparison], float]:
     "Explain every window onto the tape; a row per window, the picked ones (saved, too) by number, and the peak of all tracks."
@@ -344,10 +349,12 @@ def explain_recording(model: Explainable, explainer: Explainer,
     p = logits.softmax(1).gather(1, targets[:, None])[:, 0] * ~silent
     picks = windows_at(spans, regions, layout.sample_rate) if len(regions) else pick_windows(spans, p, targets)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as tape:
-        table, examples, peak = _explain_windows(model, explainer, layout, path, targets, picks, tape, folder, batch_size, domain, progress)
+    with tempfile.TemporaryFile(dir=folder) as tape, tempfile.TemporaryDirectory(dir=folder, prefix=".") as shown:
+        table, examples, peak = _explain_windows(model, explainer, layout, path, targets, picks, tape, Path(shown), batch_size, domain, progress)
         gain = shared_gain(torch.tensor(peak)) if not silent.all() else 1.0
         energy = _write_tracks(tape, folder, layout.sample_rate, gain)
+        clear_recording(folder)
+        for window in Path(shown).iterdir(): os.replace(window, folder / window.name)
     levels = pd.DataFrame(energy, columns=list(TRACKS)); levels.insert(0, "time_s", np.arange(len(energy)) / _CELL)
     name = os.fsencode(Path(path).name).decode("utf8", "replace")
     r = Recording(folder, name, explainer.name, list(model.classes), layout, mean_logits(logits, silent).softmax(0), one, gain, table, levels, examples, domain)
@@ -469,7 +476,7 @@ def recording_html(r: Recording, base: str | os.PathLike | None = None # the fol
     for part in TRACKS if base is not None else ():
         source = html.escape(urllib.parse.quote(os.path.relpath(r.folder / f"{part}.wav", base)))
         share = "the whole recording" if part == "original" or math.isnan(r.energy(part)) else f"{percent(r.energy(part))} of the energy"
-        parts += f'<figure><audio controls preload="metadata" src="{source}" aria-label="{part}, the whole recording"></audio><figcaption><b>{part.capitalize()}</b>: {html.escape(share)}</figcaption></figure>'
+        parts += f'<figure><audio controls preload="metadata" src="{source}" aria-label="{part}, the whole recording"></audio><figcaption><b>{part.capitalize()}</b><small>{html.escape(share)}</small></figcaption></figure>'
     return f'<section class="lmac-player plain recording"><p>{html.escape(recording_headline(r))}</p>{notes}{ribbon_html(r)}<div class="tracks">{parts}</div></section>'
 
 def examples_html(r: Recording) -> str:

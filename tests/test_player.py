@@ -1,11 +1,13 @@
 """What the player is given: every sound at one gain, honest numbers, names as text, and the same words in the page as in the widget."""
-import base64, html, io, json, re
+import base64, html, io, json, math, re
 from dataclasses import replace
 import numpy as np, pytest, torch
 from PIL import Image
 
-from lmac_piq.listen import Comparison, remarks
-from lmac_piq.player import TripletPlayer, edge_picture, khz_ticks, player_assets, player_data, player_html
+from lmac_piq.classifier import AudioClassifier
+from lmac_piq.explanation import Attribution, explain
+from lmac_piq.listen import Comparison, comparisons, remarks
+from lmac_piq.player import TripletPlayer, edge_picture, khz_ticks, page, player_assets, player_data, player_html
 from lmac_piq.spectral import Spectrogram
 
 RATE, LSB = 16000, 2**-15
@@ -102,3 +104,47 @@ def test_the_widget_replaces_what_it_plays(three):
     assert player.show(three[:2]) is player and player.data == player_data(three[:2]) and (player.track, player.loop, player.time) == ("kept", [0.1, 0.2], 0.15)
     with pytest.raises(ValueError, match="different clips"): player.show([three[0], clip(seed=1, explainer="x")])
     assert player.data == player_data(three[:2])
+
+# ---- explanations and pages
+
+class Drawn:
+    "Hands out the mask it was given"
+    class_conditional, fixed_frames = True, None
+    def __init__(self, mask: torch.Tensor, name: str = "drawn"): self.mask, self.name = mask, name
+    def attribute(self, model, rep, out, target): return Attribution(self.mask.expand(rep.values.shape).clone())
+
+def noise(seed: int = 0) -> torch.Tensor: return 0.3 * torch.rand(RATE // 4, generator=torch.Generator().manual_seed(seed)) - 0.15
+
+@pytest.fixture(scope="module")
+def item():
+    with torch.random.fork_rng():
+        torch.manual_seed(0); model = AudioClassifier(NAMES, width=0.05).eval()
+    return explain(model, Drawn(torch.rand(1, 513, 1)), noise(), target="hum")
+
+def test_an_explanation_shows_itself(item, tmp_path):
+    assert item._repr_html_() == player_html(item) == player_html(comparisons(item)[0]) and TripletPlayer(item).data == player_data(item)
+    many = explain(item.model, Drawn(torch.rand(1, 513, 1)), torch.stack([noise(k) for k in range(4)]))
+    shown = many._repr_html_()
+    assert shown.count("<audio") == 9 and shown.count(player_assets()) == 1 and "1 more item:" in shown
+    assert many.save_page(tmp_path).read_text(encoding="utf8").count("<audio") == 12
+    with pytest.raises(ValueError, match=r"4 items.*e\[0\]"): player_html(many)
+
+def test_two_methods_in_one_player(item):
+    other = item.by(Drawn(torch.rand(1, 513, 1), "other"), target="hum")
+    assert [t["name"] for t in player_data([item, other])["tracks"]] == ["original", "kept: drawn", "removed: drawn", "kept: other", "removed: other"]
+
+def test_a_page_stands_alone(item, tmp_path):
+    text = page([item, item], "<i>Two</i>", tmp_path/"deep"/"x.html", captions=["a", "<b>"]).read_text(encoding="utf8")
+    assert not re.search(r"https?:|src=\"(?!data:)|url\(|@import", text) and text.count(player_assets()) == 1
+    assert player_html(item, assets=False) in text and "<b>" not in text.replace("<b>Original", "").replace("<b>Kept", "").replace("<b>Removed", "") and "&lt;i&gt;Two" in text and 'id="item-2"' in text
+
+def test_a_page_that_fails_leaves_the_old_one(item, tmp_path):
+    path = page(item, "first", tmp_path/"index.html")
+    before = path.read_bytes()
+    broken = explain(item.model, Drawn(torch.full((1, 513, 1), math.nan)), noise())
+    with pytest.raises(ValueError): page([item, broken], "second", path)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["index.html"]
+
+def test_page_wants_a_caption_for_each_item(item, tmp_path):
+    with pytest.raises(ValueError, match="1 items and 2 captions"): page(item, "t", tmp_path/"x.html", captions=["a", "b"])
+    with pytest.raises(ValueError, match="0 items"): page([], "t", tmp_path/"x.html")

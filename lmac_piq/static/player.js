@@ -202,7 +202,7 @@ export function mount(el, data, report = () => {}) {
   function transport() {
     view.play = make("button", { type: "button", class: "play", "aria-keyshortcuts": "Space", onclick: self.toggle });
     view.clock = make("span", { class: "clock" });
-    view.clear = make("button", { type: "button", class: "clear", hidden: true, "aria-keyshortcuts": "Escape", onclick: () => self.loop() }, make("span"), make("span", { "aria-hidden": "true" }, " ✕"), make("span", { class: "unseen" }, ", clear"));
+    view.clear = make("button", { type: "button", class: "clear", hidden: true, "aria-keyshortcuts": "Escape", onclick: () => { self.loop(); view.picture.focus({ preventScroll: true }); } }, make("span"), make("span", { "aria-hidden": "true" }, " ✕"), make("span", { class: "unseen" }, ", clear"));
     view.status = make("span", { class: "unseen", role: "status" });
     const keys = [["space", "play"], [`1–${data.tracks.length}`, "switch"], ["← →", "move"], ["drag", "loop"]];
     return make("div", { class: "transport" }, view.play, view.clock, view.clear, view.status,
