@@ -7,11 +7,11 @@ BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test paper page publish lab export readme clean
+.PHONY: help setup test torture bench paper page publish lab export readme clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "  Variables: PRESET=smoke|cpu|paper DEVICE=auto|cpu|cuda (paper), WORKERS=2 (test), PYTHON=python3 (setup)"
+	@echo "  Variables: PRESET=smoke|cpu|paper DEVICE=auto|cpu|cuda UNIT=name BUDGET=seconds (paper), WORKERS=2 (test), KILLS=9 (torture), PYTHON=python3 (setup)"
 
 setup:  ## make or reuse .venv (Python 3.11 or newer)
 	@$(PYTHON) tools/setup_env.py
@@ -20,8 +20,18 @@ test: export OMP_NUM_THREADS := 1
 test: setup  ## every check: house rules, every notebook, every test; ends with counts and the names of skips
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=8 --durations-min=5
 
+torture: export OMP_NUM_THREADS := 1
+torture: setup  ## kill every stage of the pipeline again and again (KILLS=9 each) and count what is lost
+	TORTURE=$(or $(KILLS),9) $(BIN)/python -m pytest -q -s tests/test_torture.py tests/test_faults.py
+
+bench: setup  ## time explanations, metrics and training beside their peers; tables in runs/bench and paper_figures/results/bench
+	mkdir -p runs/bench paper_figures/results/bench
+	for name in bench_explain bench_evaluate; do $(BIN)/python -m papermill --no-progress-bar --log-level ERROR paper_figures/$$name.ipynb runs/bench/$$name.ipynb || exit 1; done
+	cp runs/bench/bench_*.csv runs/bench/bench_*.json runs/bench/bench_*.svg runs/bench/bench_*.png paper_figures/results/bench/
+	@for table in runs/bench/bench_*.csv; do case $$table in *_times.csv) ;; *) echo "$$table"; column -s, -t $$table || cat $$table;; esac; done
+
 paper: setup  ## regenerate tables, figures and audio with one preset; redoes only what changed
-	$(BIN)/lmac-piq paper --preset $(PRESET) --device $(DEVICE)
+	$(BIN)/lmac-piq paper --preset $(PRESET) --device $(DEVICE) $(if $(UNIT),--unit $(UNIT)) $(if $(BUDGET),--budget $(BUDGET))
 
 page: setup  ## a site from a run (PRESET): every number of its tables leads to clips that can be heard
 	$(BIN)/python -c "import sys; from lmac_piq.companion import site_command; sys.exit(site_command())" $(PRESET)
