@@ -399,9 +399,13 @@ REPORT = {"table_in_domain.html": "in-domain: every method, metric and form, bot
           "table_published_mixtures.html": "published beside ours: mixtures", "table_published_white_noise.html": "published beside ours: white noise",
           "table_published_speech.html": "published beside ours: speech", "table_coverage.html": "every table and figure of the papers",
           "table_defects.html": "every known defect and its effect",
+          "figure_listening_published.png": "the published listening test, redrawn", "figure_listening_recordings.png": "the published listening test, recording by recording", "figure_listening_mos.png": "the published listening test of LMAC-TD, redrawn",
+          "table_listening_published.html": "the published listening tests in numbers", "figure_listening_simulated.png": "the published listening test above SIMULATED raters, who are no people",
+          "table_listening_simulated.html": "SIMULATED raters, not people: means", "table_listening_simulated_differences.html": "SIMULATED raters, not people: differences",
           "figure_differences.png": "paired differences and their intervals", "figure_area.png": "faithfulness against area", "figure_snr.png": "against the level of the contamination",
           "figure_randomisation.png": "parameters at random", "figure_roar.png": "remove and retrain", "figure_localisation.png": "localisation on scenes",
-          "figure_agreement.png": "ranks by truth and by metric", "figure_qualitative.png": "masks of a few clips", "audio/index.html": "audio examples: original, kept, removed"}
+          "figure_agreement.png": "ranks by truth and by metric", "figure_qualitative.png": "masks of a few clips", "audio/index.html": "audio examples: original, kept, removed",
+          "companion/index.html": "companion: numbers that lead to the clips behind them"}
 _PIQ = {"table_piq_{}.html": "every method and metric", "table_piq_{}_differences.html": "PIQ minus every other method", "table_piq_{}_ablation.html": "ablation of the codebook",
         "figure_overlap_{}.png": "two at once: which one is shown", "table_overlap_{}.html": "two at once, in numbers", "figure_pairs_{}.png": "two at once, drawn", "figure_codebook_{}.png": "codes and what they draw",
         "figure_usage_{}.png": "codes in use", "table_concept_{}.html": "concepts: overlap with the object", "figure_concept_{}.png": "concepts, drawn", "figure_examples_{}.png": "the same items, every method",

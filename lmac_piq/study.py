@@ -8,7 +8,7 @@ __all__ = ['REFERENCE', 'ANCHOR', 'CODE', 'SCHEMA_VERSION', 'SCREENING', 'loudne
            'check_code', 'is_simulated', 'Design', 'make_design', 'Presentation', 'Answers', 'to_webmushra',
            'save_webmushra', 'Session', 'StudyWidget', 'save_app', 'simulated_raters', 'whose', 'screen',
            'methods_only', 'rating_means', 'friedman', 'pairwise', 'preferences', 'StudyAnalysis', 'analyse_study',
-           'published_means', 'study_figure', 'recordings_figure', 'published_study']
+           'study_table', 'published_means', 'published_notes', 'study_figure', 'recordings_figure', 'published_study']
 
 # %% ../nbs/72_study.ipynb #0a3d9e55
 import base64, hashlib, html, json, math, os, random, re, sqlite3, time
@@ -732,6 +732,13 @@ class StudyAnalysis:
         who = f"SIMULATED raters, not people (n = {self.n})" if self.raters == "simulated" else f"{self.n} raters"
         return f"{who}; {int(self.screening.excluded.sum())} {SCREENING}; {self.incomplete} unfinished trials left out"
 
+    @property
+    def said(self) -> list[str]:
+        "The title, Friedman's test of each part, and what the intervals and tests are."
+        who = "SIMULATED raters" if self.raters == "simulated" else "raters"
+        tests = [f"{r.part}: Friedman's χ² = {r.chi2:.1f}, p = {r.p:.2g}, over {r.methods} methods by {r.n} {who}." for r in self.friedman.itertuples() if math.isfinite(r.p)]
+        return [f"{self.title}.", *tests, "95 % bootstrap intervals by rater, recordings taken as given. p: Wilcoxon's signed ranks on the raters' means; p_holm: adjusted within the part."]
+
 def analyse_study(table: pd.DataFrame # of `Answers.frame` or `simulated_raters`, or read back from the CSV
                  ) -> StudyAnalysis:
     "Screen the raters, then compute every table of the study."
@@ -740,6 +747,16 @@ def analyse_study(table: pd.DataFrame # of `Answers.frame` or `simulated_raters`
     if used.empty: raise ValueError(f"no rater is left: {SCREENING}")
     return StudyAnalysis(whose(table), used.rater.nunique(), table[~table.complete.astype(bool)].groupby(["rater", "trial"]).ngroups, excluded,
                          rating_means(used), friedman(used), pairwise(used), preferences(used))
+
+# %% ../nbs/72_study.ipynb #a43a1640
+def study_table(rows: pd.DataFrame, # means or differences: part, ..., low, high
+                *caption: str       # sentences below it
+               ) -> pd.DataFrame:
+    "A table for a report: a group for each part, an interval with each value, sentences in `attrs['caption']`."
+    value = "difference" if "difference" in rows else "mean"
+    table = rows.rename(columns={end: f"{value} {end}" for end in ("low", "high")})
+    table.attrs = dict(group="part", caption=list(caption))
+    return table
 
 # %% ../nbs/72_study.ipynb #6704866f
 def published_means(numbers: pd.DataFrame # columns row, column, value, sd, low, high, source, remark
@@ -750,11 +767,18 @@ def published_means(numbers: pd.DataFrame # columns row, column, value, sd, low,
     return pd.DataFrame(dict(part=numbers.column, condition=numbers.row, mean=numbers.value, low=numbers.low.fillna(numbers.value - half),
                              high=numbers.high.fillna(numbers.value + half), raters="published", source=numbers.source, remark=numbers.remark))
 
+def published_notes(numbers: pd.DataFrame) -> list[str]:
+    "Where published numbers come from and what is said of them, a sentence for each source."
+    notes = lambda remarks: "; ".join(dict.fromkeys(part.strip() for remark in remarks for part in remark.split(";")))
+    return [f"Published: {source}; {notes(rows.remark)}." for source, rows in numbers.groupby("source", sort=False)]
+
 # %% ../nbs/72_study.ipynb #5cb0169e
 _SAID = dict(published="published", people="this study", simulated="SIMULATED, not people")
 _AXIS = dict(published="published mean rating", people="mean rating", simulated="SIMULATED mean rating")
-_LOOKS = {"FT1": Look("#56B4E9", "^"), "FT2": Look("#56B4E9", "v"), "L-MAC FT": Look("#56B4E9", "^"), "L2I (RTH 0.2)": LOOKS["L2I"], "L2I-R1": Look("#B36A91", "s"), "L2I-R2": Look("#8F4F72", "P"),
-          REFERENCE: Look("#333333", "*"), ANCHOR: Look("#9A9A9A", "_")}   # names of conditions in the published studies
+_LOOKS = {REFERENCE: Look("#333333", "*"), ANCHOR: Look("#9A9A9A", "_"), "L-MAC": LOOKS["L-MAC"], "FT1": Look("#56B4E9", "^"), "FT2": Look("#8CCBEF", "v"), "L-MAC FT": Look("#56B4E9", "^"),
+          "LMAC-TD α=1": Look("#B37A00", "o"), "LMAC-TD α=0.75": Look("#E69F00", "^"), "LMAC-TD α=0": Look("#F2C566", "v"), "L2I (RTH 0.2)": LOOKS["L2I"], "L2I": LOOKS["L2I"],
+          "L2I-R1": Look("#B36A91", "s"), "L2I-R2": Look("#8F4F72", "P")}   # names of conditions in the published studies, in the order in which they are drawn
+_places = lambda names: names.map({name: k for k, name in enumerate(dict.fromkeys([*_LOOKS, *names]))})   # other names follow as they come
 _study_look = lambda name: _LOOKS.get(name) or look(name)
 _plain = lambda text: text.replace("$", r"\$")
 
@@ -780,7 +804,7 @@ def study_figure(*means: pd.DataFrame, # `analysis.means`, `published_means`: pa
     for block, rows in zip(figure.subfigures(len(means), 1, squeeze=False)[:, 0], means):
         sizes = rows.groupby("part", sort=False).size()
         axes = block.subplots(1, len(sizes), sharey=True, width_ratios=list(sizes), squeeze=False)[0]
-        for ax, (part, shown) in zip(axes, rows.groupby("part", sort=False)): _bars(ax, part, shown)
+        for ax, (part, shown) in zip(axes, rows.groupby("part", sort=False)): _bars(ax, part, shown.sort_values("condition", key=_places, kind="stable"))
         axes[0].set(ylim=(0, 100), ylabel=f"{_AXIS[rows.raters.iloc[0]]} (0 to 100)")
     if any(rows.raters.iloc[0] == "simulated" for rows in means): figure.suptitle("hatched bars: SIMULATED ratings, given by no person", fontsize=10)
     return figure
@@ -790,7 +814,7 @@ def recordings_figure(numbers: pd.DataFrame # of listening_recordings.csv: row (
                      ) -> Figure:
     "Published mean rating of each method on each recording; no interval, since none was published."
     numbers = numbers.assign(part=numbers.column.str.rsplit(" ", n=1).str[0], number=numbers.column.str.rsplit(" ", n=1).str[1].astype(int))
-    parts, methods = numbers.groupby("part", sort=False), list(dict.fromkeys(numbers.row))
+    parts, methods = numbers.groupby("part", sort=False), list(numbers.row.drop_duplicates().sort_values(key=_places))
     sizes = [rows.number.nunique() for _, rows in parts]
     figure = Figure(figsize=(2.4 + 0.72 * sum(sizes), 3.5), layout="constrained")
     for ax, (part, rows) in zip(figure.subplots(1, len(sizes), sharey=True, width_ratios=sizes, squeeze=False)[0], parts):

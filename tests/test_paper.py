@@ -28,7 +28,7 @@ def runs(tmp_path_factory) -> Path:
 def test_every_artefact_is_there(runs):
     report = runs / "tiny" / "report"
     for name in ("table_in_domain.csv", "table_in_domain.html", "figure_area.png", "figure_qualitative.png", "audio/index.html", "table_scenes.csv", "table_two_events.csv", "index.html",
-                 "table_mixtures.csv", "table_white_noise_speech.html", "table_ablation.csv", "table_published.csv", "table_coverage.csv", "table_defects.html", "table_agreement.csv",
+                 "table_mixtures.csv", "table_white_noise_speech.html", "table_ablation.csv", "table_published.csv", "table_coverage.csv", "table_defects.html", "table_agreement.csv", "figure_listening_published.svg", "figure_listening_recordings.png", "table_listening_simulated.csv",
                  *(f"{kind}_{name}.{end}" for name in ("shapes", "scenes") for kind, end in (("table_piq", "html"), ("table_overlap", "csv"), ("figure_overlap", "svg"), ("figure_pairs", "png"),
                    ("figure_codebook", "png"), ("figure_usage", "png"), ("figure_examples", "png"))), "table_piq_shapes_ablation.csv", "table_concept_shapes.csv", "figure_concept_shapes.png", "audio-piq-scenes/index.html",
                  "figure_snr.svg", "figure_randomisation.png", "figure_roar.png", "figure_agreement.png"):
