@@ -30,6 +30,7 @@ from .listen import *
 from .player import *
 from .sanity import *
 from .overlap import *
+from .explorer import *
 from .study import *
 from .recording import *
 from .defects import *
@@ -41,6 +42,7 @@ from .report import *
 from .piq_report import *
 from .bench import *
 from .decoder_choice import *
+from .units import *
 from .companion import *
 from .cli import *
 
