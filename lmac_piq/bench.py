@@ -174,7 +174,7 @@ def training_step(model: AudioClassifier, explainer: LMAC, x: Tensor, bf16: bool
     def step() -> float:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16): loss = sum(explainer.loss(model, batch).values())
         optimizer.zero_grad(set_to_none=True); loss.backward(); optimizer.step()
-        return float(loss)
+        return float(loss.detach())
     return step
 
 # %% ../nbs/88_bench.ipynb #150cd4e8

@@ -15,16 +15,17 @@ from typing import NoReturn
 
 from .audio import load_wave, wave_length
 from .classifier import AudioClassifier, Explainable
-from .experiment import PRESETS, paper, pick_device, publish
+from .experiment import PRESETS, device_name, get_plan, paper, pick_device, publish
 from .explanation import Explainer, explain
 from .l2i import L2I
 from .listen import comparisons, percent
 from .lmac import LMAC
 from .piq import PIQ
 from .player import player_html
-from .recording import examples_html, explain_recording, load_comparison, load_recording, make_layout, recording_headline, recording_html, static_page
+from .recording import clear_recording, examples_html, explain_recording, load_comparison, load_recording, make_layout, recording_headline, recording_html, static_page
 from .style import spoken
 from .training import atomic
+from .units import find_unit, measured_rate, predict
 
 # %% ../nbs/86_cli.ipynb #cdbf7272
 _EXPLAINERS = dict(LMAC=LMAC, PIQ=PIQ, L2I=L2I)   # by the kind in config.json, the first is the default
@@ -120,8 +121,7 @@ def explain_file(models: Models, path: str | os.PathLike, folder: str | os.PathL
 def _explain_clip(model: AudioClassifier, explainer: Explainer, path: str | os.PathLike, folder: Path, target: int | None, rate: int) -> str:
     "Explain a file that is one clip."
     c = comparisons(e := explain(model, explainer, load_wave(path, rate, min_seconds=0.1), target))[0]
-    e.save(folder)
-    (folder / "recording.json").unlink(missing_ok=True)
+    e.save(folder); clear_recording(folder)
     with atomic(folder / "index.html") as part: part.write_text(static_page(_printable(Path(path).name), f"<article>{player_html(c, assets=False)}</article>"), encoding="utf8")
     kept = "" if c.energy("kept") != c.energy("kept") else f"; {percent(c.energy('kept'))} of the energy is kept"
     return f"{spoken(c.classes[c.target])} (p {float(c.probs['original'][c.target]):.2f}), explained by {c.explainer}{kept}"
@@ -220,6 +220,17 @@ def _run_page(args: argparse.Namespace) -> int:
     path = make_page(args.folder, args.out, args.title)
     print(_printable(f"{path}: {path.stat().st_size / 1e6:.1f} MB")); return 0
 
+def _run_paper(args: argparse.Namespace) -> int:
+    "Make the papers' artefacts, all of them or one unit."
+    return paper(args.preset, args.device, [find_unit(args.preset, args.unit).target] if args.unit else args.only, budget=args.budget)
+
+def _run_units(args: argparse.Namespace) -> int:
+    "Print every unit with its price at the speed that this machine shows."
+    get_plan(args.preset, "scenes"); rate = measured_rate(args.device, max(p.width for p in PRESETS[args.preset].values()), 1)
+    print(f"{rate / 1e12:.3f} T operations per second, seen in one step on {device_name(pick_device(args.device))}")
+    for r in predict(args.preset, rate).itertuples(): print(f"{r.unit:<28} {'finished' if r.finished else '' if r.minutes != r.minutes else f'{r.minutes:8.1f} min'}")
+    return 0
+
 def make_parser() -> argparse.ArgumentParser:
     "The arguments of the `lmac-piq` command."
     parser = _Parser("lmac-piq", description="Explanations of classifiers that you can listen to.", epilog="lmac-piq COMMAND --help shows its examples")
@@ -227,10 +238,12 @@ def make_parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     p = _command(commands, "page", "make one static page of everything explained under a folder", _run_page, '\n  lmac-piq page explained\n  lmac-piq page explained --out street.html --title "Street, in May"')
     p.add_argument("folder", metavar="DIR", help="a folder with the results of explain, at any depth"); p.add_argument("--out", metavar="FILE", help="default: index.html in the folder"); p.add_argument("--title")
-    p = _command(commands, "paper", "make every table, figure and audio example of the papers", lambda a: paper(a.preset, a.device, a.only, budget=a.budget), "\n  lmac-piq paper --preset smoke\n  lmac-piq paper --preset cpu --budget 1500     (stops after 25 min; the same command goes on)\n  lmac-piq paper --preset cpu --device cpu runs/cpu/report/figure_area.png")
+    p = _command(commands, "paper", "make every table, figure and audio example of the papers", _run_paper, "\n  lmac-piq paper --preset smoke\n  lmac-piq paper --preset cpu --budget 1500     (stops after 25 min; the same command goes on)\n  lmac-piq paper --preset cpu --device cpu runs/cpu/report/figure_area.png")
     p.add_argument("--preset", default="smoke", help=f"one of {', '.join(PRESETS)} (default: %(default)s)"); p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="stop at a checkpoint after this time; the same command goes on from there")
-    p.add_argument("only", nargs="*", metavar="FILE", help="make only these files")
+    p.add_argument("--unit", metavar="NAME", help="make only this unit and what it needs; `lmac-piq units` lists them"); p.add_argument("only", nargs="*", metavar="FILE", help="make only these files")
+    p = _command(commands, "units", "list the units of a preset: what is finished, and how long the rest will take here", _run_units, "\n  lmac-piq units --preset paper")
+    p.add_argument("--preset", default="smoke", help=f"one of {', '.join(PRESETS)} (default: %(default)s)"); p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p = _command(commands, "publish", "copy a finished run's small results to paper_figures/results", lambda a: print(publish(a.preset)) or 0, "\n  lmac-piq publish --preset smoke")
     p.add_argument("--preset", default="smoke", help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
     return parser
