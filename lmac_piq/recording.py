@@ -224,8 +224,8 @@ def _append(tape: object, block: Tensor) -> float:
     tape.write(block.T.contiguous().numpy().tobytes())
     return float(block.abs().max()) if block.numel() else 0.0
 
-def _write_tracks(tape: object, folder: Path, rate: int, gain: float) -> np.ndarray:
-    "The tape as one 16-bit WAV file per track; the energy, before the gain, in each tenth of a second [cells, tracks]."
+def _write_tracks(tape: object, folder: Path, rate: int, gain: float) -> pd.DataFrame:
+    "The tape as one 16-bit WAV file per track; the energy of each, before the gain, in each tenth of a second."
     cell, energies, size = rate // _CELL, [], tape.tell() // (4 * len(TRACKS))
     tape.seek(0)
     with ExitStack() as files:
@@ -234,7 +234,8 @@ def _write_tracks(tape: object, folder: Path, rate: int, gain: float) -> np.ndar
         while len(block := np.frombuffer(tape.read(400 * len(TRACKS) * cell), np.float32).reshape(-1, len(TRACKS))):
             for file, track in zip(out, block.T): file.write(gain * track)
             energies.append(np.add.reduceat(np.square(block, dtype=np.float64), np.arange(0, len(block), cell)))
-    return np.concatenate(energies)
+    levels = pd.DataFrame(np.concatenate(energies), columns=list(TRACKS))
+    return levels.assign(time_s=np.arange(len(levels)) / _CELL)[["time_s", *TRACKS]]
 
 # %% ../nbs/73_recording.ipynb #d9237186
 def window_rows(e: Explanation, waves: Tensor, starts: Sequence[int], rate: int) -> list[dict]:
@@ -352,13 +353,11 @@ def explain_recording(model: Explainable, explainer: Explainer,
     with tempfile.TemporaryFile(dir=folder) as tape, tempfile.TemporaryDirectory(dir=folder, prefix=".") as shown:
         table, examples, peak = _explain_windows(model, explainer, layout, path, targets, picks, tape, Path(shown), batch_size, domain, progress)
         gain = shared_gain(torch.tensor(peak)) if not silent.all() else 1.0
-        energy = _write_tracks(tape, folder, layout.sample_rate, gain)
+        levels = _write_tracks(tape, folder, layout.sample_rate, gain)
         clear_recording(folder)
         for window in Path(shown).iterdir(): os.replace(window, folder / window.name)
-    levels = pd.DataFrame(energy, columns=list(TRACKS)); levels.insert(0, "time_s", np.arange(len(energy)) / _CELL)
     name = os.fsencode(Path(path).name).decode("utf8", "replace")
-    r = Recording(folder, name, explainer.name, list(model.classes), layout, mean_logits(logits, silent).softmax(0), one, gain, table, levels, examples, domain)
-    return r._save_tables()
+    return Recording(folder, name, explainer.name, list(model.classes), layout, mean_logits(logits, silent).softmax(0), one, gain, table, levels, examples, domain)._save_tables()
 
 # %% ../nbs/73_recording.ipynb #4c66e31f
 def _rows(r: Recording, most: int = 5) -> dict[str, np.ndarray]:
