@@ -544,16 +544,16 @@ def _finish(draft: Path, folder: Path, front: Callable[[tuple[int, int]], str], 
     draft.rename(folder)
 
 # %% ../nbs/87_companion.ipynb #15283540
-_ATTRIBUTION = re.compile(r"^- \[(.+?)\.\w+\]:\s+clip derived from (.*?)\s*\((https?://\S+?)\) by (.*?)\s*\[([^\]]+)\]\s*$", re.M)
+_ATTRIBUTION = re.compile(r"^- \[(\d+-\d+)-\w+\.\w+\]:\s+clip derived from (.*?)\s*\((https?://\S+?)\) by (.*?)\s*\[([^\]]+)\]\s*$", re.M)
 
 def esc50_credits(root: str | Path,        # folder of the data set
-                  table: pd.DataFrame      # its table: fold, src_file, take, esc10
+                  table: pd.DataFrame      # its table: fold, src_file, esc10
                  ) -> dict[int, Credit]:   # by item
     "Title, author, address and licence of every clip of ESC-50."
     path = Path(root) / "LICENSE"
     listed = {name: Credit(f"“{title}” by {author}", url, licence) for name, title, url, author, licence in _ATTRIBUTION.findall(path.read_text(encoding="utf8", errors="replace"))} if path.exists() else {}
     other = lambda r: Credit(f"Freesound {r.src_file}", f"https://freesound.org/s/{r.src_file}/", "CC BY 3.0" if r.esc10 else "CC BY-NC 3.0")
-    return {int(item): listed.get(f"{r.fold}-{r.src_file}-{r.take}") or other(r) for item, r in zip(table.index, table.itertuples())}
+    return {int(item): listed.get(f"{r.fold}-{r.src_file}") or other(r) for item, r in zip(table.index, table.itertuples())}
 
 def watched(clips: Clips, seen: list[int]) -> Clips:
     "The same clips; the items that are read are added to `seen`."

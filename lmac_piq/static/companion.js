@@ -38,14 +38,16 @@
     return make("p", {class: clip.correct === false ? "facts wrong" : "facts"}, clip.label && clip.correct === false ? `labelled ${clip.label}, but ${said}` : said);
   }
 
-  // FLAC -> the 16-bit WAV that the player takes. A context at the sound's own rate resamples nothing, so these are the samples that were packed.
+  // FLAC -> the 16-bit WAV that the player takes, with the very samples that were packed: a context at the sound's own rate resamples nothing,
+  // and whether the browser divides what is positive by 32767 (Chromium) or by 32768 shows in which product is whole.
   async function unpacked(url, rate) {
     const bytes = Uint8Array.from(atob(url.slice(url.indexOf(",") + 1)), c => c.charCodeAt(0));
     const wave = (await new OfflineAudioContext(1, 1, rate).decodeAudioData(bytes.buffer)).getChannelData(0);
+    const whole = v => Math.abs(v - Math.round(v)) < 0.01, top = wave.every(v => v <= 0 || whole(32768 * v)) ? 32768 : 32767;
     const wav = new DataView(new ArrayBuffer(44 + 2 * wave.length)), text = (at, word) => [...word].forEach((c, k) => wav.setUint8(at + k, c.charCodeAt(0)));
     text(0, "RIFF"); wav.setUint32(4, 36 + 2 * wave.length, true); text(8, "WAVEfmt "); wav.setUint32(16, 16, true); wav.setUint16(20, 1, true); wav.setUint16(22, 1, true);
     wav.setUint32(24, rate, true); wav.setUint32(28, 2 * rate, true); wav.setUint16(32, 2, true); wav.setUint16(34, 16, true); text(36, "data"); wav.setUint32(40, 2 * wave.length, true);
-    wave.forEach((v, k) => wav.setInt16(44 + 2 * k, Math.round(32768 * v), true));
+    wave.forEach((v, k) => wav.setInt16(44 + 2 * k, Math.round(v * (v > 0 ? top : 32768)), true));
     let binary = "";
     for (let k = 0; k < wav.byteLength; k += 8192) binary += String.fromCharCode(...new Uint8Array(wav.buffer, k, Math.min(8192, wav.byteLength - k)));
     return `data:audio/wav;base64,${btoa(binary)}`;
@@ -98,7 +100,7 @@
   const chosen = x => {
     const [method, metric, form, order] = location.hash.slice(1).split("/").map(decodeURIComponent);
     const m = x.methods.includes(method) ? method : x.methods[0], f = x.forms.includes(form) ? form : x.forms[0];
-    return {method: m, metric: x.metrics[metric] ? metric : "AD", form: f, order: order === "up" ? "up" : "down"};
+    return {method: m, metric: Object.hasOwn(x.metrics, metric) ? metric : "AD", form: f, order: order === "up" ? "up" : "down"};
   };
   const address = ({method, metric, form, order}) => "#" + [method, metric, form, ...(order === "up" ? ["up"] : [])].map(encodeURIComponent).join("/");
 
