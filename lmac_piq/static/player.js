@@ -241,7 +241,7 @@ export function mount(el, data, report = () => {}) {
     state.time = clamp(state.time);
     state.loop = state.loop[1] <= data.duration ? state.loop : [];
     root.replaceChildren(heading(data), ...notes(data), stage(), transport(), tracks(),
-      make("div", { class: "foot" }, make("p", {}, `All sounds at one gain, ${data.gain_db >= 0 ? "+" : "−"}${Math.abs(data.gain_db).toFixed(1)} dB. In the picture, colour is what you hear and grey is what you do not.`),
+      make("div", { class: "foot" }, make("p", {}, `One gain for all sounds, ${data.gain_db >= 0 ? "+" : "−"}${Math.abs(data.gain_db).toFixed(1)} dB. Colour is what you hear, grey is what you do not.`),
         make("p", { class: "level" }, `${data.picture.floor_db}`.replace("-", "−"), make("span", { class: "ramp", "aria-hidden": "true" }), "0 dB re loudest bin")));
     if (focused) root.querySelector(`.${focused}`)?.focus({ preventScroll: true });
     draw();
