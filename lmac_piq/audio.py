@@ -7,7 +7,7 @@ __all__ = ['AudioError', 'resample', 'fit_length', 'open_sound', 'wave_length', 
            'scale_to_snr', 'mix_at_snr', 'normalise_max', 'mix_unit_norm', 'shared_gain']
 
 # %% ../nbs/10_audio.ipynb #dcf9bb97
-import errno, mmap, os, stat, struct
+import errno, mmap, os, stat, struct, zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -127,13 +127,31 @@ def _missing_chunk_bytes(data:bytes) -> int:
     return 0
 
 # %% ../nbs/10_audio.ipynb #9a4e059e
-def _ogg_is_complete(data:bytes) -> bool:
-    "Whether the last page of an OGG stream is the end of the stream and lies inside the file."
-    at = data.rfind(b"OggS\0")
-    if at < 0 or len(data) < at + 27: return False
-    segments = data[at+27 : at+27+data[at+26]]
-    return bool(data[at+5] & 4) and len(segments) == data[at+26] and at + 27 + len(segments) + sum(segments) <= len(data)
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
+def _page_is_whole(page:bytes) -> bool:
+    "Whether an OGG page has the checksum that it carries."
+    stored, page = page[22:26], page[:22] + bytes(4) + page[26:]
+    crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return crc.to_bytes(4, "big").translate(_REVERSED) == stored
+
+def _ogg_fault(data:bytes|mmap.mmap) -> str|None:
+    "What is wrong with an OGG stream, page by page; None for a whole one."
+    at, before, ended, short = 0, None, False, "truncated: the OGG stream stops before its last page; fetch it again"
+    while at < len(data):
+        head = data[at:at+27]
+        if ended and head[:4] != b"OggS": return None                    # a tag that some program has put behind the stream
+        if head[:5] != b"OggS\0"[:len(head)]: return f"damaged: no page of the OGG stream begins at byte {at}; fetch it again"
+        if len(head) < 27: return short
+        if head[5] & 2 and at: return f"chained: a second OGG stream begins at byte {at} and would not be read; encode it again as one"
+        lengths, number = data[at+27 : at+27+head[26]], int.from_bytes(head[18:22], "little")
+        end = at + 27 + head[26] + sum(lengths)
+        if end > len(data): return short
+        if not _page_is_whole(data[at:end]) or before not in (None, number - 1): return f"damaged: page {number} of the OGG stream is altered, or one before it is missing; fetch it again"
+        at, before, ended = end, number, bool(head[5] & 4)
+    return None if ended else short
+
+# %% ../nbs/10_audio.ipynb #a31ce816
 def _truncation(
     data:bytes|mmap.mmap, # the whole file
     declared:int, # samples that the decoder expected
@@ -142,10 +160,9 @@ def _truncation(
 ) -> str|None: # the reason, or None for a complete file
     "How a decoded file falls short of what its container declares."
     slack = 1152 if format == "MP3" else 0   # without a length header an MP3's length is an estimate, good to one frame
+    if data[:4] == b"OggS" and (fault := _ogg_fault(data)): return fault
     if got + slack < declared: return f"truncated: its header declares {declared} samples, {got} arrive; fetch it again"
     if data[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM") and (n := _missing_chunk_bytes(data)): return f"truncated: {n} bytes of the samples its header declares are missing; fetch it again"
-    if data[:4] == b"OggS" and not _ogg_is_complete(data): return "truncated: the OGG stream stops before its last page; fetch it again"
-    if data[:4] == b"OggS" and (at := data.find(b"OggS\0\2", 1)) > 0: return f"chained: a second OGG stream begins at byte {at} and would not be read; encode it again as one"
 
 # %% ../nbs/10_audio.ipynb #e7e378ff
 _LOUDEST = 2.0**31

@@ -35,8 +35,8 @@ SAMPLE_RATE = 16_000            # Hz, of every wave this module returns
 class DataError(FileNotFoundError):
     "Data that is missing, incomplete or not what it claims to be; the message names the place and the way out"
     def __init__(self, message: str):
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:2000])
-        super().__init__(shown + ("..." if len(message) > 2000 else ""))
+        if len(message) > 2000: message = f"{message[:1000]} ... {message[-1000:]}"
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 @dataclass(frozen=True)
 class Pack:
@@ -186,13 +186,14 @@ def _read_table(path: Path, text: Sequence[str], whole: Sequence[str] = (), othe
     "A csv file with columns of text, of whole numbers, and others; raises `DataError` where it has none of them, or no rows"
     try: table = pd.read_csv(io.BytesIO(_read_bytes(path)), dtype=dict.fromkeys(text, str), keep_default_na=False, low_memory=False)
     except (ValueError, OverflowError, MemoryError) as error: raise DataError(f"{path}: not a csv file ({error})") from error
+    if not isinstance(table.index, pd.RangeIndex): raise DataError(f"{path}: rows have more cells than the header has names; fetch it again")
     if missing := sorted({*text, *whole, *other} - set(table)): raise DataError(f"{path}: columns {missing} are missing")
     if table.empty: raise DataError(f"{path}: no rows")
     for c in whole:
         if not pd.api.types.is_integer_dtype(table[c]):
-            raise DataError(f"{path}: column {c!r} holds {next((v for v in table[c] if not str(v).isdigit()), table[c][0])!r}, expected whole numbers")
+            raise DataError(f"{path}: column {c!r} holds {next((v for v in table[c] if not str(v).isdigit()), table[c].iloc[0])!r}, expected whole numbers")
     for c in text:
-        if (table[c] == "").any(): raise DataError(f"{path}: row {int((table[c] == '').idxmax())} has no {c}")
+        if (table[c] == "").any(): raise DataError(f"{path}: row {(table[c] == '').to_numpy().argmax()} has no {c}")
     return table
 
 # %% ../nbs/12_data.ipynb #ceb77a78
@@ -254,8 +255,8 @@ def _open_waves(folder: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 def _clear(path: Path) -> None:
     "Remove a folder, or whatever has taken its name"
-    shutil.rmtree(path, ignore_errors=True)
-    if os.path.lexists(path): path.unlink()
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)          # rmtree would open a pipe, and wait
 
 def _decode(files: Sequence[Path], folder: Path, n_samples: int, progress: bool) -> None:
     "Decode `files` to `folder` as 16-bit integers, under a temporary name until complete"
