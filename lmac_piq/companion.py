@@ -281,7 +281,6 @@ class Built:
     sounds: dict[Pick, dict]
     apart: pd.DataFrame                     # of `disagreement`
     failed: pd.DataFrame                    # of `failures`
-    credited: bool = False                  # whether a recording of others is heard
     silent: str = ""                        # why nothing is heard
 
     @property
@@ -307,7 +306,7 @@ def _write_exhibit(x: Exhibit, folder: Path, ask: Ask) -> Built:
     card = {m: dict(label=CARD[m].label if m in CARD else m, unit=METRICS[m].unit, better=METRICS[m].better, meaning=_said_of(METRICS[m].meaning), digits=0 if m in ("Fid-In", "correct") else {"%": 1, "dB": 1, "nat": 2}.get(METRICS[m].unit, 3)) for m in metrics}
     _script(folder, f"data/{x.name}.js", dict(name=x.name, title=x.title, images=x.images, methods=methods, forms=[f for f in FORMS if f in set(rows["form"])], metrics=card, clips=facts,
                                                   sounds={",".join(map(str, key)): value for key, value in sounds.items()}))
-    return Built(x, table, sounds, disagreement(rows), failures(x.rows), any("credits" in c for c in facts.values()), silent)
+    return Built(x, table, sounds, disagreement(rows), failures(x.rows), silent)
 
 def _said_of(meaning: str) -> str:
     "A metric's meaning without symbols."
@@ -391,7 +390,7 @@ def _exhibit_page(site: Site, built: Built, ask: Ask) -> str:
     d = built.differences.abs()
     check = f" AD was computed again for everything that can be {'seen' if x.images else 'heard'} of this exhibit, {len(d)} masks in all: it differs from the table's by at most {d.max():.2g} points." if len(d) else ""
     silent = f'<p role="alert">Nothing can be heard here: {html.escape(built.silent)}</p>' if built.silent else ""
-    heard = f"<h2>The same {x.unit}, every method</h2><p>Evenly spaced over the set, so chosen by nobody.{html.escape(check)}</p>{same}" if same else ""
+    heard = f"<h2>The same {x.unit}, every method</h2><p>Evenly spaced over the set, not picked by anyone.{html.escape(check)}</p>{same}" if same else ""
     return _site_page(site, x.name, f"{x.title} | companion", f'<h1>{html.escape(x.title)}</h1>{silent}{exhibit_table(x.name, built.table, x.unit)}<div class="said">{said}</div>{heard}', player=bool(same))
 
 def _cell_page(site: Site, built: Built) -> str:
@@ -502,7 +501,7 @@ def _front_page(site: Site, shown: Sequence[Built], missing: Sequence[str], fact
              f'<h2>Missing</h2><ul class="missing">{gone}</ul>' if gone else "",
              "<h2>Also</h2><ul><li><a href='disagreements.html'>Disagreements</a>: the clips on which the methods differ most</li><li><a href='failures.html'>Failures</a>: defined, counted, heard</li>"
              + "".join(f'<li><a href="{html.escape(to)}">{html.escape(text)}</a></li>' for to, text in links) + "</ul>",
-             f"<h2>Recordings</h2>{''.join(f'<p>{html.escape(t)}</p>' for t in licences)}", f"<h2>What was run</h2>{_facts(facts)}" if len(facts) else "",
+             f"<h2>Sources</h2>{''.join(f'<p>{html.escape(t)}</p>' for t in licences)}", f"<h2>What was run</h2>{_facts(facts)}" if len(facts) else "",
              f'<h2>Weight</h2><p>This site has <span id="files">{n}</span> files and weighs <span id="weight">{_megabytes(size)}</span>. A page loads what it shows; sounds come when they are asked for.</p>']
     return _site_page(site, "index", f"Companion, {site.title}", "".join(parts), player=False)
 
@@ -511,11 +510,20 @@ def _ours(folder: Path) -> bool:
     "Whether a folder can be replaced: empty, absent, or a site."
     return not folder.exists() or (folder / "site.json").exists() or not any(folder.iterdir())
 
+_SOURCES = {
+    "scenes": "Scenes are synthetic: made by this package, they belong to nobody else.", "shapes": "Shapes are drawn by this package.",
+    "esc50": f"ESC-50 by K. J. Piczak (2015, doi 10.1145/2733373.2806390): {PACKS['esc50'].licence}. Author and licence stand with every clip.",
+    "digits": "Digits: Optical Recognition of Handwritten Digits by E. Alpaydin and C. Kaynak, UCI, as in scikit-learn, CC BY 4.0.",
+    "mnist": "MNIST by Y. LeCun, C. Cortes and C. J. C. Burges, commonly stated as CC BY-SA 3.0.", "fashion": "Fashion-MNIST, copyright 2017 Zalando SE, MIT licence (arXiv:1708.07747).",
+    "quickdraw": "Quick, Draw! by Google, CC BY 4.0.", "crops": "Clothing Co-Parsing by W. Yang, P. Luo and L. Lin (2014): photographs whose rights are with those who took them.",
+}
+
 def _licences_of(shown: Sequence[Built]) -> list[str]:
-    "Whose recordings are heard."
-    said = ["Synthetic scenes are made by this package and belong to nobody else."] if any(b.x.group.startswith(("Scenes", "PIQ on scenes")) for b in shown) else []
-    if any(b.credited for b in shown): said.append(f"ESC-50 by K. J. Piczak (2015, doi 10.1145/2733373.2806390): {PACKS['esc50'].licence}. Author and licence stand with every clip. Background noise: {PACKS['noise'].licence}. Speech: LJ Speech, {PACKS['ljspeech'].licence}. A site with these recordings is for your own use; do not publish it.")
-    return said
+    "Whose recordings and pictures are shown, and what may be done with them."
+    sets = list(dict.fromkeys(name for b in shown for name in b.x.rows["dataset"].unique()))
+    said, kinds = [_SOURCES[name] for name in sets if name in _SOURCES], {c for b in shown if "esc50" in set(b.x.rows["dataset"]) for c in b.x.rows["condition"].unique()}
+    said += [f"{what}: {PACKS[pack].licence}." for kind, what, pack in (("noise", "Background noise", "noise"), ("speech", "Speech, LJ Speech", "ljspeech")) if kind in kinds]
+    return said + ["This site holds recordings or photographs of others: it is for your own use, do not publish it."] * bool({"esc50", "crops"} & set(sets))
 
 # %% ../nbs/87_companion.ipynb #44fb1188
 def build_site(exhibits: Iterable[Exhibit], folder: str | Path, title: str, ask: Ask = Ask(), missing: Sequence[str] = (), facts: pd.DataFrame | None = None, links: Sequence[tuple[str, str]] = (), progress: bool = False) -> list[Built]:
