@@ -494,6 +494,7 @@ def previous(self: Session) -> None:
     if self.index == 0: raise IndexError("this is the first trial")
     self.index -= 1
 
+# %% ../nbs/72_study.ipynb #61b0d555
 @patch
 def comment(self: Session, text: str) -> None:
     "Store what the participant wrote about the trial on show."
@@ -533,6 +534,7 @@ def _script() -> str:
     sound = re.sub(r"^export (default )?", lambda found: "void " if found[1] else "", (_STATIC / "player.js").read_text(encoding="utf8"), flags=re.M)
     return f"const player = (() => {{\n{sound}\nreturn {{ contextAt, decode, make, start }};\n}})();\n" + (_STATIC / "study.js").read_text(encoding="utf8")
 
+# %% ../nbs/72_study.ipynb #a80c22e7
 class StudyWidget(anywidget.AnyWidget):
     "The study as its participants see it, under Voila or in JupyterLab; it asks for a code unless one is given."
     _esm, _css = _script(), _STATIC / "study.css"
@@ -739,6 +741,7 @@ class StudyAnalysis:
         tests = [f"{r.part}: Friedman's χ² = {r.chi2:.1f}, p = {r.p:.2g}, over {r.methods} methods by {r.n} {who}." for r in self.friedman.itertuples() if math.isfinite(r.p)]
         return [f"{self.title}.", *tests, "95 % bootstrap intervals by rater, recordings taken as given. p: Wilcoxon's signed ranks on the raters' means; p_holm: adjusted within the part."]
 
+# %% ../nbs/72_study.ipynb #d80cbd6c
 def analyse_study(table: pd.DataFrame # of `Answers.frame` or `simulated_raters`, or read back from the CSV
                  ) -> StudyAnalysis:
     "Screen the raters, then compute every table of the study."

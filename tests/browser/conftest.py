@@ -6,8 +6,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--autoplay-policy=no-user-gesture-required"]
-HARMLESS = re.compile(r"favicon|ResizeObserver loop|apple-touch-icon|/voila/api/shutdown/")  # what says nothing about a page; the last is Voila's own: the page it leaves cannot end its kernel
+         "--disable-sync", "--autoplay-policy=no-user-gesture-required", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a microphone that beeps, and nobody to ask
+HARMLESS = re.compile(r"favicon|ResizeObserver loop|apple-touch-icon|/voila/api/shutdown/|Could not restore the debugger state")  # what says nothing about a page; the last two are Voila's (a page that is left cannot end its kernel) and JupyterLab's (of a kernel that was killed)
 
 
 def find_chromium() -> str | None:
