@@ -7,11 +7,11 @@ BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test torture bench paper page publish lab export readme clean
+.PHONY: help setup test torture fuzz bench paper page publish lab export readme clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "  Variables: PRESET=smoke|cpu|paper DEVICE=auto|cpu|cuda UNIT=name BUDGET=seconds (paper), WORKERS=2 (test), KILLS=9 (torture), PYTHON=python3 (setup)"
+	@echo "  Variables: PRESET=smoke|cpu|paper DEVICE=auto|cpu|cuda UNIT=name BUDGET=seconds (paper), WORKERS=2 (test), KILLS=9 (torture), SECONDS=60 (fuzz), PYTHON=python3 (setup)"
 
 setup:  ## make or reuse .venv (Python 3.11 or newer)
 	@$(PYTHON) tools/setup_env.py
@@ -23,6 +23,11 @@ test: setup  ## every check: house rules, every notebook, every test; ends with 
 torture: export OMP_NUM_THREADS := 1
 torture: setup  ## kill every stage of the pipeline again and again (KILLS=9 each) and count what is lost
 	TORTURE=$(or $(KILLS),9) $(BIN)/python -m pytest -q -s tests/test_torture.py tests/test_faults.py
+
+fuzz: export OMP_NUM_THREADS := 1
+fuzz: setup  ## feed the loaders of sounds, images, tables and models with spoilt files (SECONDS=60); what breaks them is left in runs/fuzz
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python tests/fuzz/fuzz_loaders.py -max_total_time=$(or $(SECONDS),60)
 
 bench: setup  ## time explanations, metrics and training beside their peers; tables in runs/bench and paper_figures/results/bench
 	mkdir -p runs/bench paper_figures/results/bench

@@ -253,6 +253,7 @@ def _open_waves(folder: Path, shape: tuple[int, int]) -> np.ndarray | None:
     whole = isinstance(waves, np.memmap) and waves.shape == shape and waves.dtype == np.int16 and sha256_file(stored) == listed
     return waves if whole else None
 
+# %% ../nbs/12_data.ipynb #2e8dc2ec
 def _clear(path: Path) -> None:
     "Remove a folder, or whatever has taken its name"
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
