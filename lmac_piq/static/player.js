@@ -9,11 +9,13 @@ const STARTED = "lmac-piq-started";                      // said on the document
 
 // The samples of a 16-bit mono WAV in a data URL, as they are: no normalisation and, unlike decodeAudioData, no resampling
 export function decode(url) {
-  const bytes = Uint8Array.from(atob(url.slice(url.indexOf(",") + 1)), c => c.charCodeAt(0)), view = new DataView(bytes.buffer);
+  const text = atob(url.slice(url.indexOf(",") + 1)), bytes = new Uint8Array(text.length), view = new DataView(bytes.buffer);
+  for (let k = 0; k < bytes.length; k++) bytes[k] = text.charCodeAt(k);
   let at = 12;
   while (view.getUint32(at) !== 0x64617461) at += 8 + view.getUint32(at + 4, true);   // the chunk named "data"
-  const count = view.getUint32(at + 4, true) / 2;
-  return Float32Array.from({ length: count }, (_, k) => view.getInt16(at + 8 + 2 * k, true) / 32768);
+  const samples = new Float32Array(view.getUint32(at + 4, true) / 2);
+  for (let k = 0; k < samples.length; k++) samples[k] = view.getInt16(at + 8 + 2 * k, true) / 32768;
+  return samples;
 }
 
 function contextAt(rate) {
