@@ -32,6 +32,7 @@ from .sanity import *
 from .overlap import *
 from .explorer import *
 from .study import *
+from .codes import *
 from .recording import *
 from .defects import *
 from .experiment import *

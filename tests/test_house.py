@@ -15,7 +15,7 @@ FLOORS = [  # a module imports only from floors below its own
     {"explanation", "own_classifier"},
     {"annotation", "lmac", "piq", "baselines", "l2i", "metrics", "listen"},
     {"player"},
-    {"sanity", "overlap", "explorer", "study", "experiment", "defects", "recording"},
+    {"sanity", "overlap", "explorer", "study", "experiment", "defects", "recording", "codes"},
     {"evidence"},
     {"bottleneck"},
     {"report", "published", "piq_report", "bench"},
