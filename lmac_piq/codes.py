@@ -218,12 +218,12 @@ def table(self: CodeView) -> pd.DataFrame:
 
 # %% ../nbs/75_codes.ipynb #e8db60d7
 def _around(drawn: Tensor, edges: Sequence[Tensor], places: Tensor, cells: int = 3) -> Tensor:
-    "Mean of a drawing [..., H, W] over windows around the places [h, w], `cells` each way; what lies outside the drawing does not count."
+    "Mean of a drawing [..., H, W] over windows around the places [h, w], `cells` each way; what lies outside the drawing does not count, and is NaN where there is nothing else."
     size = [round(cells * float(edge[-1]) / (len(edge) - 1)) for edge in edges]
     padded = nn.functional.pad(drawn, (size[1], size[1], size[0], size[0]), value=torch.nan)
     corners = [((edge[1:] + edge[:-1]).double() / 2 - n / 2).round().long() + n for edge, n in zip(edges, size)]
     windows = [padded[..., y:y + size[0], x:x + size[1]] for i, j in places.nonzero().tolist() for y, x in [(int(corners[0][i]), int(corners[1][j]))]]
-    return torch.stack(windows).nanmean(0).nan_to_num(0.0)
+    return torch.stack(windows).nanmean(0)
 
 @patch
 def patch_of(self: CodeView, row: int, cells: int = 3) -> Tensor:
@@ -240,10 +240,12 @@ def drawn_around(self: CodeView, row: int) -> Tensor | None:
 # %% ../nbs/75_codes.ipynb #348a9fc6
 @patch
 def pixels(self: CodeView, drawing: Tensor) -> np.ndarray:
-    "A drawing as RGB [H, W, 3], low frequencies at the bottom: masks from 0 to 1, levels re the loudest bin of the item's drawing, or colours."
-    if drawing.ndim == 3: return drawing.clamp(0, 1).movedim(0, -1).expand(-1, -1, 3).numpy()
-    if self.draws == "mask": inks = mpl.colormaps["viridis"](drawing.numpy())[..., :3]
+    "A drawing as RGB [H, W, 3], low frequencies at the bottom: masks from 0 to 1, levels re the loudest bin of the item's drawing, or colours; NaN is grey."
+    outside, drawing = drawing.isnan(), drawing.nan_to_num(0.0)
+    if drawing.ndim == 3: inks, outside = drawing.clamp(0, 1).movedim(0, -1).expand(-1, -1, 3).numpy(), outside[0]
+    elif self.draws == "mask": inks = mpl.colormaps["viridis"](drawing.numpy())[..., :3]
     else: inks = two_inks(relative_db(torch.cat([drawing, self.drawn.max().expand_as(drawing[:1])]).clamp(max=float(self.drawn.max())))[:-1])   # the last line sets the reference
+    inks = np.where(outside.numpy()[..., None], 0.5, inks)
     return inks if self.comparison.sample_rate is None else inks[::-1]
 
 # %% ../nbs/75_codes.ipynb #eb46b7ea
