@@ -24,7 +24,7 @@ from .audio import AudioError, load_wave, resample, save_wave, shared_gain
 from .baselines import Everything, LoudestBins, RandomBins
 from .classifier import Explainable
 from .explanation import Attribution, Explainer, Explanation, drop, explain, frozen, keep
-from .listen import Comparison, comparisons, is_silent, percent, png_bytes, spectrogram_picture, summary
+from .listen import Comparison, comparisons, is_silent, percent, png_bytes, remarks, spectrogram_picture, summary
 from .metrics import same_values
 from .player import TripletPlayer, player_data, player_html, player_page
 from .style import look, spoken
@@ -144,7 +144,7 @@ class Explorer:
                  files: bool = True,                                           # may the view open paths of this computer?
                  max_seconds: float = 30.0):                                   # longer sounds are refused
         self.items, self.folder, self.files, self.max_seconds = sound_items(items), Path(folder), files, max_seconds
-        self.form, self.at, self.null, self.target, self.asked_why = "strength", dict(strength=1.0, area=0.1), None, None, False
+        self.form, self.at, self.null, self.target = "strength", dict(strength=1.0, area=0.1), None, None
         self.title, self.note, self.gain, self.models, self.views, self._view = "", "", 1.0, {}, [], None
         self.add_model(name, model, explainers)
         self.item_rate = self.sample_rate = self.models[name][2]
@@ -198,7 +198,7 @@ def _begin(self: Explorer, title: str, wave: Tensor) -> None:
     "Bring up a sound: one representation, one pass, and the question is the predicted class."
     wave = _checked(title, wave, self.sample_rate, self.max_seconds)
     self.first = explain(self.model, Everything(), wave)
-    self.title, self.wave, self.null, self.target, self.asked_why = title, wave, None, None, False
+    self.title, self.wave, self.null, self.target = title, wave, None, None
     self.gain = _HEADROOM / float(wave.abs().max())
     self._layers, self._ranks = {}, {}
 
@@ -256,7 +256,7 @@ def asked(self: Explorer) -> int:
 def choose(self: Explorer, name: str | int | None = None) -> None:
     "Ask for a class by name or index; None is the predicted one."
     self._need_sound()
-    self.change(target=None if name is None else self.model.class_index(name), asked_why=False)
+    self.change(target=None if name is None else self.model.class_index(name))
 
 @patch
 def compare(self: Explorer, *methods: str) -> None:
@@ -329,7 +329,7 @@ def position(self: Explorer) -> str:
 @patch
 def called(self: Explorer, method: str) -> str:
     "The method, or the null in its place."
-    return method if self.null is None else f"{_NULLS[self.null][0]} in the place of {method}"
+    return method if self.null is None else f"{_NULLS[self.null][0]} for {method}"
 
 @patch
 def explanation(self: Explorer, method: str | None = None) -> Explanation:
@@ -345,21 +345,28 @@ def in_words(error: Exception) -> str:
     return str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
 
 @patch
+def refusal(self: Explorer, method: str) -> str:
+    "Why a method cannot answer, in words; empty if it can."
+    try: self.explanation(method); return ""
+    except Exception as error: return in_words(error)
+
+@patch
 def heard(self: Explorer) -> tuple[dict[str, Heard], dict[str, str]]:
     "What is heard of each chosen method at one gain, and why the others cannot answer."
-    heard, refused = {}, {}
-    for method in self.methods if self.title else []:
-        try: heard[method] = comparisons(self.explanation(method))[0]
-        except Exception as error: refused[method] = in_words(error)      # `explanation(method)` raises it
+    chosen = self.methods if self.title else []
+    refused = {m: words for m in chosen if (words := self.refusal(m))}
+    heard = {m: comparisons(self.explanation(m))[0] for m in chosen if m not in refused}
     if heard: self.gain = min(self.gain, shared_gain(*(wave for c in heard.values() for wave in c.signals.values()), peak=0.99))
     return {method: Heard(**vars(c) | dict(explainer=self.called(method)), level=self.gain) for method, c in heard.items()}, refused
 
 # %% ../nbs/71_explorer.ipynb #481dab6a
 @patch
 def tracks(self: Explorer, heard: Mapping[str, Comparison]) -> dict:
-    "What the player is given."
+    "What the player is given. That another class was asked for is said in the panel, so the player's remarks leave it out."
     data = player_data(list(heard.values()))
-    return data | dict(subtitle=f"{data['subtitle']}, {self.position()}")
+    of = f"explained by {', '.join(heard)}" if self.null is None else f"{_NULLS[self.null][0]} in the place of {', '.join(heard)}"
+    note = [(f"{c.explainer}: " if len(heard) > 1 else "") + text for c in heard.values() for text in remarks(replace(c, target=c.predicted))]
+    return data | dict(subtitle=f"{of}, {self.position()}", note=note)
 
 @patch
 def curve(self: Explorer, method: str | None = None, null: str | None = None) -> pd.DataFrame:
@@ -377,7 +384,7 @@ def why_not(self: Explorer, name: str | int | None = None) -> str:
     able = self._able()
     if asked == order[0] or not able: self.change(note=self._cannot_say(asked)); return self.note
     methods = self.methods if set(able) & set(self.methods) else [m for m in self.explainers if m in self.methods or m == able[0]]
-    self.change(target=asked, null=None, asked_why=True, methods=methods)
+    self.change(target=asked, null=None, methods=methods)
     return self.reply()
 
 @patch
@@ -395,8 +402,9 @@ def _cannot_say(self: Explorer, asked: int) -> str:
 # %% ../nbs/71_explorer.ipynb #fe1c9fd3
 @patch
 def reply(self: Explorer) -> str:
-    "Why the class asked for is not the answer, at the dial's position; empty unless `why_not` was asked."
-    if not self.asked_why or self.null or not (able := [m for m in self._able() if m in self.methods]): return ""
+    "What the first method that looks at the class says of another one than the predicted, at the dial's position; empty where there is nothing to say."
+    able = [m for m in self._able() if m in self.methods]
+    if self.asked == self.predicted or self.null or not able or self.refusal(able[0]): return ""
     e, k = self.explanation(able[0]), self.asked
     name = lambda i: spoken(self.model.classes[int(i)])
     answer = int(e.p_kept[0].argmax())

@@ -122,6 +122,7 @@ def test_why_not_is_answered_by_those_that_look_at_the_class(explorer):
     heard, refused = explorer.heard(); assert list(heard) == ["drawn"] and "does not look at the class" in refused["blind"]
     assert explorer.state()["notes"] == [said, refused["blind"]]
     explorer.set_strength(2.0); assert explorer.state()["notes"][0] == explorer.reply() != said and "strength 2" in explorer.reply()     # the reply moves with the dial
+    explorer.set_null("random"); assert explorer.reply() == ""; explorer.set_null()
     explorer.choose(); assert explorer.reply() == "" and list(explorer.heard()[0]) == ["drawn", "blind"]
 
 def test_without_such_a_method_the_reason_is_said(model):

@@ -121,9 +121,8 @@ function dial(ask) {
       title.textContent = `probability of ${s.asked}`;
       fill(plot, [s.curves, s.whole], () => [make("line", { x1: 0, x2: 100, y1: 100 - 100 * s.whole, y2: 100 - 100 * s.whole, class: "whole" }),
         ...s.curves.flatMap((c) => [...(c.null ? [line(c.null, "null", c.colour)] : []), line(c.removed, "removed", c.colour), line(c.kept, "kept", c.colour)])]);
-      fill(legend, [s.curves.map((c) => [c.method, c.colour, !c.null]), s.nullName], () => [
-        ...s.curves.flatMap((c) => { const of = s.curves.length > 1 ? ` by ${c.method}` : ""; return [key("kept", `kept${of}`, c.colour), key("removed", `removed${of}`, c.colour)]; }),
-        ...(s.curves.some((c) => c.null) ? [key("null", `kept by ${s.nullName}`, "currentColor")] : []), key("whole", "whole sound", "currentColor")]);
+      const colour = s.curves.length === 1 ? s.curves[0].colour : "currentColor";   // several methods have their colours on their buttons
+      fill(legend, [colour, s.nullName], () => [key("kept", "kept", colour), key("removed", "removed", colour), ...(s.nullName ? [key("null", `kept by ${s.nullName}`, "currentColor")] : []), key("whole", "whole sound", "currentColor")]);
       fill(ticks, s.ticks, () => s.ticks.map(([at, text]) => make("span", { style: `left: ${100 * at}%`, text })));
       slider.max = stops.length - 1;
       if (idle) slider.value = Math.round(s.fraction * (stops.length - 1));   // else the hand is ahead of the kernel
@@ -137,7 +136,7 @@ function dial(ask) {
 // ---- the whole panel
 
 function render({ model, el }) {
-  const panel = make("div", { class: "lmac-explorer", "data-lm-suppress-shortcuts": "true" });   // JupyterLab keeps its keys to itself here
+  const panel = make("div", { class: "lmac-explorer" });
   const error = make("p", { class: "remark error", role: "alert" }), notes = make("div", { role: "status" });
   const complain = (text) => { error.textContent = text; error.hidden = !text; };
   const mail = mailbox(model, (working) => panel.classList.toggle("busy", working));
@@ -182,11 +181,14 @@ function render({ model, el }) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };
+  // Plain keys belong to what has the focus (an arrow to the slider, a letter to the list), Ctrl+S and its like to JupyterLab, which looks for this mark on that very element.
+  const keys = (event) => panel.contains(event.target) && event.target.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey));
+  window.addEventListener("keydown", keys, true);
   model.on("change:state", draw);
   model.on("msg:custom", download);
   draw();
   el.append(panel);
-  return () => { sound.close(); model.off("change:state", draw); model.off("msg:custom", download); };
+  return () => { sound.close(); window.removeEventListener("keydown", keys, true); model.off("change:state", draw); model.off("msg:custom", download); };
 }
 
 export default { render };

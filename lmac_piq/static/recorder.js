@@ -23,6 +23,7 @@ export function recorder({ done, failed, level = () => {}, seconds = 30 }) {
     const tap = new AudioWorkletNode(context, "tap", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
     chunks = []; samples = 0;
     tap.port.onmessage = ({ data }) => {
+      if (!context) return;   // a last block that was on its way
       chunks.push(data); samples += data.length;
       level(Math.max(...data.map(Math.abs)), samples / context.sampleRate);
       if (samples > seconds * context.sampleRate) stop();
