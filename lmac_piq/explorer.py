@@ -23,6 +23,7 @@ import lmac_piq
 from .audio import AudioError, load_wave, resample, save_wave, shared_gain
 from .baselines import Everything, LoudestBins, RandomBins
 from .classifier import Explainable
+from .codes import CodePlayer, code_view
 from .explanation import Attribution, Explainer, Explanation, drop, explain, frozen, keep
 from .listen import Comparison, comparisons, is_silent, percent, png_bytes, remarks, spectrogram_picture, summary
 from .metrics import same_values
@@ -51,8 +52,8 @@ _NULLS = dict(random=("random bins", RandomBins()), loudest=("loudest bins", Lou
 
 class Layer:
     "One method's mask for one class, ready to be turned."
-    def __init__(self, explanation: Explanation):
-        self.explanation, self.curves = explanation, {}
+    def __init__(self, explanation: Explanation, explainer: Explainer | None = None):
+        self.explanation, self.explainer, self.curves = explanation, explainer, {}
         valid = explanation.rep.valid
         self.frames = explanation.mask.shape[-1] if valid is None else int(valid[0])     # what follows is padding
         self.mask, self.ranking = explanation.mask[..., :self.frames], explanation.attribution.ranking[..., :self.frames]
@@ -299,7 +300,7 @@ def layer(self: Explorer, method: str, null: str | None = None) -> Layer:
         if self.asked != self.predicted and not self.explainers[method].class_conditional:
             own, other = (spoken(self.model.classes[k]) for k in (self.predicted, self.asked))
             raise ValueError(f"{method} does not look at the class: it draws one mask, for the classifier's answer. It can say why {own}, not why not {other}.")
-        made = Layer(self.first.by(self.explainers[method], torch.tensor([self.asked])))
+        made = Layer(self.first.by(self.explainers[method], torch.tensor([self.asked])), self.explainers[method])
         if not ((made.mask >= 0) & (made.mask <= 1)).all(): raise ValueError(f"{method} gives a mask with values that are NaN or outside 0 to 1, which cannot be heard")
     self._layers[key] = made
     return made
@@ -360,6 +361,12 @@ def heard(self: Explorer) -> tuple[dict[str, Heard], dict[str, str]]:
     return {method: Heard(**vars(c) | dict(explainer=self.called(method)), level=self.gain) for method, c in heard.items()}, refused
 
 # %% ../nbs/71_explorer.ipynb #481dab6a
+@patch
+def coded(self: Explorer, heard: Mapping[str, Comparison]) -> Layer | None:
+    "The first of the methods heard that draws with a codebook; none while a null is in its place."
+    found = [m for m in heard if getattr(self.explainers[m], "codebook", None) is not None and self.null is None]
+    return self.layer(found[0]) if found else None
+
 @patch
 def tracks(self: Explorer, heard: Mapping[str, Comparison]) -> dict:
     "What the player is given. That another class was asked for is said in the panel, so the player's remarks leave it out."
@@ -520,6 +527,7 @@ class ExplorerView(widgets.VBox):
     "A view of an explorer in JupyterLab or Voila: panel and player."
     def __init__(self, explorer: Explorer):
         self.explorer, self.answered, self.player, self.kept, self._timer = explorer, None, None, None, None
+        self.codes = self._coded = None
         self.panel = Panel(state=explorer.state())
         super().__init__([self.panel])
         self.panel.on_msg(lambda _, message, buffers: self.act(message, buffers))
@@ -532,9 +540,18 @@ def refresh(self: ExplorerView) -> None:
     "Show the explorer's state: the sound first, then the curve."
     found = self.explorer.heard()
     if found[0]: self._play(self.explorer.tracks(found[0]))
-    self.children = [self.panel, self.player] if found[0] else [self.panel]
+    coded = self.explorer.coded(found[0])
+    self.children = [self.panel, *([self.player] if found[0] else []), *([self.codes] if coded and coded is self._coded else [])]
     self.panel.state = self.explorer.state(found) | dict(error="", answered=self.answered)
+    if coded and coded is not self._coded: self._look(coded)
     self.keep()
+
+@patch
+def _look(self: ExplorerView, layer: Layer) -> None:
+    "Put the codes of a PIQ under the player."
+    view = code_view(layer.explainer, layer.explanation)
+    self.codes, self._coded = self.codes.show(view) if self.codes else CodePlayer(view), layer
+    self.children = [*self.children, self.codes]
 
 @patch
 def _play(self: ExplorerView, data: dict) -> None:

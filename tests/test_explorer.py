@@ -8,9 +8,13 @@ from torch import Tensor
 
 from lmac_piq.audio import save_wave
 from lmac_piq.classifier import AudioClassifier
+from lmac_piq.codebook import Codebook
+from lmac_piq.codes import code_view
 from lmac_piq.explanation import Attribution, Explainer, explain
 from lmac_piq.explorer import STOPS, Explorer, Layer, bin_ranks
 from lmac_piq.metrics import same_values, topk_mask
+from lmac_piq.piq import PIQ, LightInterpreter, PIQTask
+from lmac_piq.style import spoken
 from lmac_piq.training import seeded
 
 EVIL = "<img src=x onerror=alert(1)> \"q\" 'a' </script>"
@@ -254,6 +258,18 @@ def test_a_view_shows_the_state_and_keeps_the_part_that_is_heard(explorer):
     assert {k: v for k, v in view.panel.state.items() if k not in ("error", "answered")} == explorer.state()
     sent = []; view.panel.send = lambda message: sent.append(message); view.act(dict(id="6", do="page")); assert sent[0]["page"] == explorer.page() and sent[0]["name"] == "a.html"
     view.act(dict(id="7", do="export")); assert view.panel.state["notes"][0].startswith("Written to ") and (explorer.folder/"a-dog_bark-area-0.5"/"index.html").exists() == (explorer.predicted == 0)
+
+def test_the_codes_of_a_piq_stand_under_the_player(monkeypatch):
+    with seeded(0): model = AudioClassifier(NAMES, width=0.0625, network="conv2d", pool=2).eval()
+    x = model.represent(noise(1.0)[None]).values; channels = [f.shape[1] for f in model.classify(x).features]
+    with seeded(1): piq = PIQ(LightInterpreter(channels[2], 16, layer=2, doublings=3), Codebook(13, 16, 3, shared=1), PIQTask("mask")).eval()
+    explorer = Explorer(model, {"drawn": Drawn(), "PIQ": piq}, {"a": noise(1.0)}); view = explorer.view(); assert len(view.children) == 2
+    explorer.compare("drawn", "PIQ"); assert view.children == (view.panel, view.player, view.codes) and view.codes.data["title"] == spoken(NAMES[explorer.asked])
+    looked = []; monkeypatch.setattr("lmac_piq.explorer.code_view", lambda *a: looked.append(a) or code_view(*a))
+    explorer.set_strength(2.0); assert not looked and len(view.children) == 3                                    # the dial moves masks, not codes
+    other = (explorer.predicted + 1) % 3; explorer.choose(other); assert len(looked) == 1 and int(looked[0][1].target[0]) == other and len(view.children) == 3
+    explorer.set_null("random"); assert len(view.children) == 2
+    explorer.set_null(); explorer.compare("drawn"); assert view.children == (view.panel, view.player)
 
 def test_what_a_saved_notebook_keeps_follows(explorer):
     view, kept = explorer.view(), []
