@@ -650,7 +650,7 @@ def companion(preset: str, folder: str | Path | None = None, ask: Ask = Ask(), o
     return folder / "index.html"
 
 # %% ../nbs/87_companion.ipynb #a3ca655b
-DEMO = Ask(same=1, disagreements=1, failures=1, ends=("AD",), methods=("L-MAC", "PIQ", "L2I", "GradCAM", "saliency", "loudest bins"))
+DEMO = Ask(same=1, disagreements=1, failures=1, ends=(), methods=("L-MAC", "PIQ", "L2I", "GradCAM", "loudest bins"))
 
 def is_demo(x: Exhibit) -> bool:
     "Whether an exhibit may be in the demo: synthetic scenes, clean or mixed with each other."

@@ -97,9 +97,10 @@ def _kept_phase(out: Tensor, given: list[Phased]) -> Tensor:
     return _phased(out, first.phase.expand(out.shape), first.length)
 
 def _moved(func: Callable, args: tuple, kwargs: dict, out: Any, given: list[Phased]) -> Any:
-    "The result of an operation that moves items, with the phases moved alike; plain if something without a phase was among them."
-    listed = args[0] if args and isinstance(args[0], (list, tuple)) else []
-    if any(not isinstance(a, Phased) or not hasattr(a, "phase") for a in listed) or len({g.length for g in given}) > 1: return _plain(out)
+    "The result of an operation that moves items, with the phases moved alike; plain if something without a phase was moved."
+    what = args[0] if args else next(iter(kwargs.values()))        # one tensor, or several to be joined
+    moved = what if isinstance(what, (list, tuple)) else [what]
+    if any(not isinstance(a, Phased) or not hasattr(a, "phase") for a in moved) or len({g.length for g in given}) > 1: return _plain(out)
     bare = lambda a: a.phase if isinstance(a, Phased) else a
     with torch._C.DisableTorchFunctionSubclass(): phase = func(*tree_map(bare, args), **tree_map(bare, kwargs))
     if torch.is_tensor(out): return _phased(out, phase, given[0].length)

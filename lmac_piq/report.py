@@ -809,7 +809,7 @@ def loss_figure(logs: Mapping[str, pd.DataFrame], # name of the run -> log of `t
                 columns: int = 4) -> Figure:
     "Training curves: a panel per logged term and a line per run."
     terms = list(dict.fromkeys(c for log in logs.values() for c in log if c not in ("epoch", "seconds", "lr")))
-    if not terms: raise ValueError("the logs hold no term to draw besides epoch, seconds and lr")
+    if not terms: raise ValueError(f"the logs of {', '.join(logs)} hold no term to draw besides epoch, seconds and lr: has an epoch been finished?")
     rows, width = -(-len(terms) // columns), min(columns, len(terms))
     figure = Figure(figsize=(2.4 * width + 0.3, 1.9 * rows + 0.5), dpi=80, layout="constrained")
     axes = figure.subplots(rows, width, squeeze=False, sharex=True).ravel()
