@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'MAIN', 'CONCEPTS', 'ABLATION', 'PIQ_PRESETS', 'Variant', 'PIQPlan', 'get_piq_plan', 'piq_folder',
            'Source', 'labels_of', 'load_source', 'make_image_classifier', 'train_image_classifier', 'train_base',
-           'load_base', 'turned', 'train_annotator', 'make_piq', 'piq_batches', 'train_piq', 'train_rival', 'runs_of',
-           'train_all', 'load_piq', 'rivals', 'concept_nulls', 'interpreters', 'piq_rows', 'concept_rows', 'usage_rows',
-           'piq_key', 'evaluate_piq', 'overlap_methods', 'overlap_stage', 'overlap_examples', 'load_gallery',
-           'concept_examples', 'examples', 'example_page']
+           'load_base', 'flipped_and_moved', 'train_annotator', 'make_piq', 'piq_batches', 'train_piq', 'train_rival',
+           'runs_of', 'train_all', 'load_piq', 'rivals', 'concept_nulls', 'interpreters', 'piq_rows', 'concept_rows',
+           'usage_rows', 'piq_key', 'evaluate_piq', 'overlap_methods', 'overlap_stage', 'overlap_examples',
+           'load_gallery', 'concept_examples', 'examples', 'example_page']
 
 # %% ../nbs/84_bottleneck.ipynb #d14d6e1a
 import functools
@@ -225,7 +225,7 @@ def load_base(folder: str | Path) -> Explainable:
     return kind.from_pretrained(folder)
 
 # %% ../nbs/84_bottleneck.ipynb #a84fd76e
-def turned(batch: Batch, generator: torch.Generator) -> Batch:
+def flipped_and_moved(batch: Batch, generator: torch.Generator) -> Batch:
     "Images and masks flipped left-right and moved by up to an eighth of their size, together, each by its own draw."
     n, size = len(batch.x), batch.x.shape[-1]
     both = torch.cat([batch.x, batch.annotation[:, None].float()], 1)
@@ -240,7 +240,7 @@ def train_annotator(plan: PIQPlan, folder: str | Path, device: str = "auto", bud
     "Train the annotation model on the `annotator` set into `folder`; the log, with its IoU on the validation set."
     folder, dev, source = Path(folder), pick_device(device), load_source(plan)
     with seeded(plan.annotator.seed): net = SegmentationNet(len(source.annotator.classes), source.annotator.pixels.shape[1])
-    epoch = lambda g: (turned(source.annotator[i], g) for i in batches(len(source.annotator), plan.batch_size, g, drop_last=True))
+    epoch = lambda g: (flipped_and_moved(source.annotator[i], g) for i in batches(len(source.annotator), plan.batch_size, g, drop_last=True))
     with manifest(folder, dev, stage="annotator", plan=asdict(plan), data=source.digest) as facts:
         log = fit(net, net.loss, epoch, plan.annotator, max(1, len(source.annotator) // plan.batch_size), None, folder / "fit", dev, budget, progress)
         facts["unfinished"] = not log.attrs["finished"]
@@ -273,7 +273,7 @@ def piq_batches(plan: PIQPlan, source: Source, variant: str, annotator: Segmenta
     def epoch(generator: torch.Generator) -> Iterator[Batch]:
         for i in batches(len(items), plan.batch_size, generator, drop_last=True):
             batch = items[i]
-            if plan.annotator is not None: batch = turned(batch, generator)
+            if plan.annotator is not None: batch = flipped_and_moved(batch, generator)
             yield annotated(batch, annotator) if how == "annotator" else batch
     return epoch
 

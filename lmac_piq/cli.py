@@ -231,6 +231,7 @@ def _run_units(args: argparse.Namespace) -> int:
     for r in predict(args.preset, rate).itertuples(): print(f"{r.unit:<28} {'finished' if r.finished else '' if r.minutes != r.minutes else f'{r.minutes:8.1f} min'}")
     return 0
 
+# %% ../nbs/86_cli.ipynb #c86a11f0
 def make_parser() -> argparse.ArgumentParser:
     "The arguments of the `lmac-piq` command."
     parser = _Parser("lmac-piq", description="Explanations of classifiers that you can listen to.", epilog="lmac-piq COMMAND --help shows its examples")

@@ -271,7 +271,9 @@ def test_the_codes_of_a_piq_stand_under_the_player(monkeypatch):
     explorer.set_null("random"); assert len(view.children) == 2
     explorer.set_null(); explorer.compare("drawn"); assert view.children == (view.panel, view.player)
 
-def test_what_a_saved_notebook_keeps_follows(explorer):
+def test_what_a_saved_notebook_keeps_follows(explorer, monkeypatch):
+    def no_loop() -> None: raise RuntimeError("no running event loop")
+    monkeypatch.setattr("lmac_piq.explorer.asyncio.get_running_loop", no_loop)  # a browser test in this process leaves one running
     view, kept = explorer.view(), []
     view.kept = type("Shown", (), dict(update=lambda self, html: kept.append(html.data)))()
     explorer.set_strength(3.0); assert len(kept) == 1 and "strength 3" in kept[0] and f'data-beside="{view.player.beside}"' in kept[0]

@@ -2,7 +2,7 @@
 import re
 import numpy as np, pandas as pd, pytest
 from lmac_piq.experiment import REPORT, project_root
-from lmac_piq.published import SAME, SETTINGS, STATUS, corrected, coverage, order_agreement, our_name, published, published_tables, side_by_side
+from lmac_piq.published import SAME, SETTINGS, STATUS, corrected, coverage, order_agreement, our_name, published, published_tables, beside_published
 from lmac_piq.report import save_table, table_html
 from lmac_piq.style import LOOKS
 
@@ -98,7 +98,7 @@ def test_every_published_method_has_its_counterpart():
 
 def test_four_columns_side_by_side(tmp_path):
     rows = ours(saliency=2, GradCAM=20, SmoothGrad=1)
-    t = side_by_side(rows)
+    t = beside_published(rows)
     ai = t[t["metric"] == "AI"].set_index("method")
     assert ai.loc["L-MAC", "published"] == 36.25 and ai.loc["L-MAC", "published corrected"] == 72.5 and np.isnan(ai.loc["L-MAC", "ours published"])
     for protocol, condition in (("published", "noise"), ("corrected", "noise")):
@@ -114,17 +114,17 @@ def test_four_columns_side_by_side(tmp_path):
 
 def test_clean_clips_stand_in_and_are_named():
     rows = ours(saliency=2)
-    t = side_by_side(rows[(rows["protocol"] == "published") | (rows["condition"] == "clean")])
+    t = beside_published(rows[(rows["protocol"] == "published") | (rows["condition"] == "clean")])
     assert "fold 5, clean" in " ".join(t.attrs["caption"]) and t["ours corrected"].notna().any()
 
 def test_one_level_is_chosen():
     rows = ours(saliency=2).query("protocol == 'corrected' and condition == 'noise'").assign(condition="mixture")
     swept = pd.concat([rows.assign(snr_db=s, value=s) for s in (-6.0, 0.0, 6.0, 12.0)])
-    t = side_by_side(swept, "mixtures")
+    t = beside_published(swept, "mixtures")
     assert set(t["ours corrected"].dropna()) == {6.0} and "6 dB" in " ".join(t.attrs["caption"])
 
 def test_the_order_is_that_of_the_means():
-    t = side_by_side(ours(saliency=2))
+    t = beside_published(ours(saliency=2))
     ai = t["metric"] == "AI"
     t.loc[ai, "ours published"] = -t.loc[ai, "published corrected"]
     order = order_agreement(t).set_index("metric")
