@@ -25,8 +25,8 @@ from .style import bare, look
 
 # %% ../nbs/89_decoder_choice.ipynb #5ef7f660
 DESIGNS: dict[str, tuple[str, int, dict]] = {
-    "L-MAC": ("light", 48, {}), "L-MAC: top added": ("light", 48, dict(join="add")), "L-MAC: 24 wide": ("light", 24, {}),
-    "L-MAC: published design, dim 128": ("published", 128, {}), "L-MAC: published design, dim 512": ("published", 512, {}),
+    "L-MAC": ("light", 48, {}), "L-MAC: top added": ("light", 48, dict(join="add")), "L-MAC: 24 wide": ("light", 24, {}), "L-MAC: 96 wide": ("light", 96, {}),
+    **{f"L-MAC: published design, dim {dim}": ("published", dim, {}) for dim in (64, 128, 512)},
 }
 
 def untrained_design(name: str, model: AudioClassifier, seed: int = 0) -> LMAC:
@@ -69,7 +69,7 @@ def design_costs(model: AudioClassifier, names: Mapping[str, object] | list[str]
     return pd.DataFrame(rows)
 
 # %% ../nbs/89_decoder_choice.ipynb #2352dd9a
-def design_figure(rows: pd.DataFrame, costs: pd.DataFrame, metrics: tuple[str, ...] = ("AI", "AD", "AG", "FF", "Fid-In", "sparseness"), form: str = "soft", **kw) -> Figure:
+def design_figure(rows: pd.DataFrame, costs: pd.DataFrame, metrics: tuple[str, ...] = ("AI", "AD", "AG", "FF", "Fid-In", "SPS", "ap", "iou", "si_sdr_improvement"), form: str = "soft", **kw) -> Figure:
     "Quality against operations, a panel per metric, intervals by clip; the better end is marked on each axis."
     metrics = tuple(m for m in metrics if m in set(rows["metric"]))
     means = summarise(rows[(rows["form"] == form) & rows["method"].isin(costs["method"])], **kw).merge(costs, on="method")

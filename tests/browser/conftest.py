@@ -28,13 +28,13 @@ def chromium() -> Iterator:
 
 
 @pytest.fixture
-def open_page(chromium) -> Iterator[Callable]:
+def open_page(chromium, request) -> Iterator[Callable]:
     "`open_page(url_or_path, width=1280, height=900, dark=False)` is a page; any error on its console or request to another host fails the test"
     contexts, wrong = [], []
     def heard(message) -> None:
         if message.type == "error" and not HARMLESS.search(message.text + str(message.location)): wrong.append(f"{message.text} ({message.location.get('url', '')[:120]})")
-    def asked(request) -> None:
-        if not re.match(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|data:|blob:|file:|about:", request.url): wrong.append(f"asked another host: {request.url[:120]}")
+    def asked(sent) -> None:
+        if not re.match(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|data:|blob:|file:|about:", sent.url): wrong.append(f"asked another host: {sent.url[:120]}")
     def opened(address: str | Path, width: int = 1280, height: int = 900, dark: bool = False):
         context = chromium.new_context(viewport=dict(width=width, height=height), color_scheme="dark" if dark else "light", accept_downloads=True)
         contexts.append(context); page = context.new_page()
@@ -42,6 +42,9 @@ def open_page(chromium) -> Iterator[Callable]:
         page.goto(address.resolve().as_uri() if isinstance(address, Path) else address)
         return page
     yield opened
+    if folder := os.environ.get("SCREENSHOTS"):                                      # to be looked at: what every page showed when its test ended
+        name = re.sub(r"\W+", "-", request.node.name).strip("-")
+        for k, page in enumerate(page for context in contexts for page in context.pages): page.screenshot(path=Path(folder)/f"{request.node.path.stem}-{name}-{k}.png", full_page=True)
     for context in contexts: context.close()
     assert not wrong, f"errors in the browser: {wrong[:5]}"
 

@@ -83,10 +83,10 @@ def test_methods_beside_each_other_on_one_clip(site, open_page):
 def test_a_clip_of_the_list_opens_in_its_place(site, open_page):
     page = open_page(f"{(site/'scenes-clean-clips.html').as_uri()}#L-MAC/AD/soft", 390)
     hear = page.get_by_role("button", name=re.compile("^hear ")).first
-    hear.click()
+    hear.focus(); page.keyboard.press("Enter")       # a click would miss while the cards above are still growing
     page.locator("tr.opened .lmac-player").wait_for()
     assert hear.get_attribute("aria-expanded") == "true" and fits(page)
-    hear.click()
+    hear.focus(); page.keyboard.press("Enter")
     assert page.locator("tr.opened").count() == 0
 
 @pytest.mark.parametrize("name", ["failures", "disagreements", "scenes-clean"])
