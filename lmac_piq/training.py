@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = ['FitConfig', 'make_optimizer', 'make_schedule', 'seeded', 'atomic', 'save_weights', 'CheckpointError',
-           'read_checkpoint', 'Within', 'train_epoch', 'make_average', 'alone', 'fit']
+           'read_checkpoint', 'process_ranks', 'share_batch', 'sum_over_ranks', 'mean_terms', 'mean_buffers',
+           'start_alike', 'is_late', 'first_says', 'from_every_rank', 'first_writes', 'Within', 'train_epoch',
+           'make_average', 'alone', 'alone_together', 'shared_norms', 'fit']
 
 # %% ../nbs/14_training.ipynb #9ae5bf18
 import os, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+import torch.distributed as dist
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -69,6 +74,8 @@ def seeded(*numbers: int) -> Iterator[torch.Generator]:
         yield torch.Generator().manual_seed(seed)
 
 # %% ../nbs/14_training.ipynb #4d7a9c54
+_kept = ContextVar("kept", default=True)      # False inside `first_writes`, on every rank but the first
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     "A temporary sibling of `path`, renamed to it if the block succeeds and removed if it does not."
@@ -76,7 +83,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield part
-        os.replace(part, path)
+        if _kept.get(): os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -103,6 +110,73 @@ def read_checkpoint(path: str | Path, config: FitConfig) -> dict | None:
     if changed: raise CheckpointError(f"{path} belongs to another run ({'; '.join(changed)}): use another folder, or delete it")
     return state
 
+# %% ../nbs/14_training.ipynb #a1c0d0e2
+def process_ranks() -> tuple[int, int]:
+    "The number of this process and how many train together: (0, 1) unless torch.distributed is running."
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+def share_batch(batch: Any, rank: int, ranks: int) -> tuple[Any, float]:
+    "A rank's clips of a batch and their share of it; where there are fewer clips than ranks, every rank has all of them."
+    if ranks == 1: return batch, 1.0
+    n = len(batch.x)
+    if n < ranks: return batch, 1.0 / ranks
+    part, mine = copy(batch), slice(rank * n // ranks, (rank + 1) * n // ranks)
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor): setattr(part, name, value[mine])
+    return part, len(part.x) / n
+
+def sum_over_ranks(tensors: list[Tensor]) -> None:
+    "Replace tensors by their sums over the ranks, in one message."
+    if process_ranks()[1] == 1 or not tensors: return
+    flat = torch.cat([t.detach().flatten() for t in tensors]); dist.all_reduce(flat)
+    with torch.no_grad():
+        for t, s in zip(tensors, flat.split([t.numel() for t in tensors])): t.copy_(s.view_as(t))
+
+# %% ../nbs/14_training.ipynb #a1c0d0e5
+def mean_terms(terms: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    "The terms of a loss over the clips of all ranks."
+    if process_ranks()[1] == 1: return terms
+    sums = torch.stack([v.detach().float() for v in terms.values()]) * share; dist.all_reduce(sums)
+    return dict(zip(terms, sums))
+
+def mean_buffers(module: nn.Module) -> None:
+    "Average the buffers (running statistics) over the ranks."
+    held, ranks = [b for b in module.buffers() if b.is_floating_point()], process_ranks()[1]
+    if ranks > 1: sum_over_ranks(held); [b.div_(ranks) for b in held]
+
+def start_alike(module: nn.Module) -> None:
+    "Give every rank the first one's weights."
+    if process_ranks()[1] == 1: return
+    for t in module.state_dict().values(): whole = t.contiguous(); dist.broadcast(whole, 0); t.copy_(whole)
+
+def is_late(deadline: float, device: torch.device) -> bool:
+    "Whether the first rank's `time.monotonic()` has passed the deadline; the same answer on all ranks."
+    late = time.monotonic() > deadline
+    if process_ranks()[1] == 1 or deadline == float("inf"): return late
+    flag = torch.tensor(float(late), device=device); dist.broadcast(flag, 0)
+    return bool(flag)
+
+# %% ../nbs/14_training.ipynb #a1c0d0e6
+def first_says(call: Callable[[], Any]) -> Any:
+    "What the first rank's call returns, on every rank; the others do not call."
+    rank, ranks = process_ranks()
+    said = [call() if rank == 0 else None]
+    if ranks > 1: dist.broadcast_object_list(said, 0)
+    return said[0]
+
+def from_every_rank(value: Any) -> list[Any]:
+    "The values of all ranks, in their order."
+    values = [value] * process_ranks()[1]
+    if len(values) > 1: dist.all_gather_object(values, value)
+    return values
+
+@contextmanager
+def first_writes() -> Iterator[None]:
+    "Inside the block only the first rank's files stay; what another writes with `atomic` is thrown away."
+    token = _kept.set(process_ranks()[0] == 0)
+    try: yield
+    finally: _kept.reset(token)
+
 # %% ../nbs/14_training.ipynb #cb82a55e
 @dataclass
 class Within:
@@ -112,15 +186,20 @@ class Within:
     seconds: float = 0.0
     random: list[Tensor] = field(default_factory=list)     # states of torch's generators, where the epoch was cut
     whole: bool = False                                    # no batch is left
+    ranks: int = 1                                         # how many processes the random states are of
 
     def cut(self, device: torch.device) -> None:
         "Remember the random state, so that the rest of the epoch draws what it would have drawn."
-        self.random = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+        mine = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+        every = from_every_rank(mine)
+        self.random, self.ranks = sum(every, []), len(every)
 
     def resume(self, device: torch.device) -> None:
         "Go on drawing from where the epoch was cut."
-        if self.random: torch.set_rng_state(self.random[0])
-        if len(self.random) > 1 and device.type == "cuda": torch.cuda.set_rng_state(self.random[1], device)
+        each = len(self.random) // self.ranks; begin = process_ranks()[0] % self.ranks * each
+        mine = self.random[begin:begin + each]
+        if mine: torch.set_rng_state(mine[0])
+        if len(mine) > 1 and device.type == "cuda": torch.cuda.set_rng_state(mine[1], device)
 
 # %% ../nbs/14_training.ipynb #1109854e
 def train_epoch(module: nn.Module, loss: Callable[[Any], dict[str, Tensor]], batches: Iterator, optimizer: torch.optim.Optimizer,
@@ -139,18 +218,21 @@ def train_epoch(module: nn.Module, loss: Callable[[Any], dict[str, Tensor]], bat
         if average is not None: average.update_parameters(module)
         for name, v in terms.items(): within.sums[name] = within.sums.get(name, 0.0) + v.detach()
         within.steps, within.seconds = k + 1, time.monotonic() - start
-        if time.monotonic() > deadline: within.cut(device); break
+        if is_late(deadline, device): within.cut(device); break
     else: within.whole = True
     within.sums = {name: float(v) for name, v in within.sums.items()}
     return {name: v / within.steps for name, v in within.sums.items()}
 
 # %% ../nbs/14_training.ipynb #fa715764
 def _step(module: nn.Module, loss: Callable[[Any], dict[str, Tensor]], batch: Any, optimizer: torch.optim.Optimizer, config: FitConfig, device: torch.device) -> dict[str, Tensor]:
-    "One step of the optimiser; the weighted terms."
+    "One step of the optimiser; the weighted terms. Of several ranks each works on its share of the batch, and all make the step of the whole."
+    batch, share = share_batch(batch, *process_ranks())
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16): terms = loss(batch.to(device))
-    total = sum(terms.values())
-    if not torch.isfinite(total): raise FloatingPointError(f"the loss is {float(total)} ({ {k: float(v) for k, v in terms.items()} }): lower lr (now {config.lr}) or set clip")
-    optimizer.zero_grad(set_to_none=True); total.backward()
+    total, terms = sum(terms.values()), mean_terms(terms, share)
+    seen = sum(terms.values())
+    if not torch.isfinite(seen): raise FloatingPointError(f"the loss is {float(seen)} ({ {k: float(v) for k, v in terms.items()} }): lower lr (now {config.lr}) or set clip")
+    optimizer.zero_grad(set_to_none=True); (total if share == 1 else share * total).backward()
+    sum_over_ranks([p.grad for p in module.parameters() if p.grad is not None])
     if config.clip: nn.utils.clip_grad_norm_(module.parameters(), config.clip)
     optimizer.step()
     return terms
@@ -174,6 +256,32 @@ def alone(folder: str | Path) -> Iterator[Path]:
     try:
         with FileLock(folder / ".lock", timeout=0): yield folder
     except Timeout as e: raise CheckpointError(f"{folder} is being written to by another run: wait for it to end, or use another folder") from e
+
+# %% ../nbs/14_training.ipynb #a1c0d0e9
+@contextmanager
+def alone_together(folder: str | Path) -> Iterator[None]:
+    "`alone`, held by the first rank for all; each rank is told if another run is at the folder."
+    rank, ranks = process_ranks(); said = [None]
+    with ExitStack() as held:
+        if rank == 0:
+            try: held.enter_context(alone(folder))
+            except CheckpointError as e:
+                if ranks == 1: raise
+                said = [str(e)]
+        if ranks > 1: dist.broadcast_object_list(said, 0)
+        if said[0]: raise CheckpointError(said[0])
+        yield
+        if ranks > 1: dist.barrier()
+
+@contextmanager
+def shared_norms(module: nn.Module, device: torch.device) -> Iterator[None]:
+    "Inside the block BatchNorm takes its statistics over the clips of all ranks; on GPUs only, elsewhere nothing changes."
+    shared = device.type == "cuda" and process_ranks()[1] > 1
+    norms = [(owner, name, norm) for owner in module.modules() for name, norm in owner.named_children() if isinstance(norm, nn.modules.batchnorm._BatchNorm)] if shared else []
+    for owner, name, norm in norms: setattr(owner, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
+    try: yield
+    finally:
+        for owner, name, norm in norms: setattr(owner, name, norm)
 
 # %% ../nbs/14_training.ipynb #741d5d11
 class _Run:
@@ -214,15 +322,17 @@ def fit(module: nn.Module, # trained in place; holds the returned weights at the
         device: str | torch.device = "cpu", budget: float = float("inf"), progress: bool = True) -> pd.DataFrame:
     "Train to `config.epochs` or until `budget` seconds are spent; the log, one row per epoch, with attrs['finished']."
     device, deadline, folder = torch.device(device), time.monotonic() + budget, folder and Path(folder)
-    module.to(device, memory_format=torch.channels_last); run = _Run(module, config, steps)
-    with alone(folder) if folder else nullcontext():
+    module.to(device, memory_format=torch.channels_last); start_alike(module); run, rank = _Run(module, config, steps), process_ranks()[0]
+    with alone_together(folder) if folder else nullcontext(), shared_norms(module, device):
         state = read_checkpoint(folder / "checkpoint.pt", config) if folder else None
         if state: run.load(state, folder / "checkpoint.pt")
         first = len(run.log)
-        for epoch in tqdm(range(len(run.log), config.epochs), initial=len(run.log), total=config.epochs, desc="epochs", disable=not progress):
-            if time.monotonic() > deadline and epoch > first: break          # a call makes at least one step
-            with seeded(config.seed, epoch) as generator: whole = _fit_epoch(run, loss, batches(generator), validate, device, deadline)
-            if folder: whole and _keep_best(run, folder); run.save(folder)
+        for epoch in tqdm(range(len(run.log), config.epochs), initial=len(run.log), total=config.epochs, desc="epochs", disable=not progress or rank > 0):
+            if epoch > first and is_late(deadline, device): break            # a call makes at least one step
+            with seeded(config.seed, epoch) as generator:
+                if rank: torch.manual_seed(torch.initial_seed() + rank)      # the same batches, other dropout
+                whole = _fit_epoch(run, loss, batches(generator), validate, device, deadline)
+            if folder and rank == 0: whole and _keep_best(run, folder); run.save(folder)
             if not whole: break
     if run.average is not None: module.load_state_dict(run.result.state_dict())
     module.eval(); log = pd.DataFrame(run.log); log.attrs["finished"] = len(run.log) >= config.epochs
@@ -233,9 +343,10 @@ def _fit_epoch(run: _Run, loss: Callable, batches: Iterator, validate: Callable 
     "Train what is left of an epoch; if the deadline leaves nothing of it, validate and log. Whether it is whole."
     start, before = time.monotonic(), run.within.seconds
     terms = train_epoch(run.module, loss, batches, run.optimizer, run.schedule, run.config, device, run.average, run.within, deadline)
+    for held in (run.module, run.average): held is not None and mean_buffers(held)
     if not run.within.whole: return False
     due = (len(run.log) + 1) % run.config.every == 0 or len(run.log) + 1 == run.config.epochs
-    scores = validate(run.result.eval()) if validate and due else {}
+    scores = first_says(lambda: validate(run.result.eval())) if validate and due else {}
     run.log.append(dict(epoch=len(run.log), seconds=round(before + time.monotonic() - start, 2), lr=run.optimizer.param_groups[0]["lr"], **terms,
                         **{f"valid_{k}": v for k, v in scores.items()}))
     monitored = scores.get(run.config.monitor, -sum(terms.values()))
