@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torchaudio.functional import mask_along_axis
 
 from .spectral import LogMel, Spectrogram, full_precision
-from .training import atomic, save_weights
+from .training import atomic, mixed_precision, save_weights
 
 # %% ../nbs/20_classifier.ipynb #c9a292bc
 @dataclass
@@ -228,7 +228,7 @@ def accuracy(model: Explainable, batches: Iterable, bf16: bool = False) -> dict[
     device = next(model.parameters()).device
     logits, labels = [], []
     for b in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16): logits.append(model(b.x.to(device)).float().cpu())
+        with mixed_precision(device, bf16): logits.append(model(b.x.to(device)).float().cpu())
         labels.append(b.label.cpu())
     logits, labels = torch.cat(logits), torch.cat(labels)
     return dict(accuracy=float((logits.argmax(1) == labels).float().mean()), cross_entropy=float(F.cross_entropy(logits, labels)),

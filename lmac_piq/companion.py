@@ -388,7 +388,7 @@ def _exhibit_page(site: Site, built: Built, ask: Ask) -> str:
     x, said = built.x, "".join(f"<p>{html.escape(s)}</p>" for s in built.table.attrs["caption"])
     same = cards(x.name, [(i, _heard_on(built, i, "soft"), "") for i in same_clips(x.rows[x.rows["form"] == "soft"], ask.same)])
     d = built.differences.abs()
-    check = f" AD was computed again for everything that can be {'seen' if x.images else 'heard'} of this exhibit, {len(d)} masks in all: it differs from the table's by at most {d.max():.2g} points." if len(d) else ""
+    check = f" AD was computed again for everything that can be {'seen' if x.images else 'heard'} of this exhibit, {len(d)} masks in all: it differs from the table's by {'less than 0.01' if d.max() < 0.01 else f'at most {d.max():.2g}'} points." if len(d) else ""
     silent = f'<p role="alert">Nothing can be heard here: {html.escape(built.silent)}</p>' if built.silent else ""
     heard = f"<h2>The same {x.unit}, every method</h2><p>Evenly spaced over the set, not picked by anyone.{html.escape(check)}</p>{same}" if same else ""
     return _site_page(site, x.name, f"{x.title} | companion", f'<h1>{html.escape(x.title)}</h1>{silent}{exhibit_table(x.name, built.table, x.unit)}<div class="said">{said}</div>{heard}', player=bool(same))

@@ -26,7 +26,7 @@ from .style import bare, look
 # %% ../nbs/89_decoder_choice.ipynb #5ef7f660
 DESIGNS: dict[str, tuple[str, int, dict]] = {
     "L-MAC": ("light", 48, {}), "L-MAC: top added": ("light", 48, dict(join="add")), "L-MAC: 24 wide": ("light", 24, {}), "L-MAC: 96 wide": ("light", 96, {}),
-    **{f"L-MAC: published design, dim {dim}": ("published", dim, {}) for dim in (64, 128, 512)},
+    **{f"L-MAC: published design, dim {dim}": ("published", dim, {}) for dim in (64, 128, 256, 512)},
 }
 
 def untrained_design(name: str, model: AudioClassifier, seed: int = 0) -> LMAC:

@@ -32,7 +32,7 @@ from .metrics import FORMS, evaluate, faithfulness_curve, insertion_deletion
 from .sanity import cascade, random_arm, randomisation, retrain, roar_arm, roar_masks, spectrograms
 from .scenes import Scenes, truth_masks
 from .spectral import Spectrogram
-from .training import atomic, fit, seeded
+from .training import atomic, bf16_pays, fit, seeded
 
 # %% ../nbs/83_evidence.ipynb #eb703917
 GAINS = {"noise": (1.0, 1.0), "mixture": (0.8, 0.2), "white noise": (1.0, 0.5), "speech": (0.8, 0.2)}   # of clip and contaminant at unit norm, in the published code
@@ -168,7 +168,7 @@ def stored(path: Path, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFra
 def evaluation_key(plan: Plan, root: Path, models: Sequence[str], *facts: object) -> str:
     "What rows depend on: the weights of the `models` (folders in `root`), the data, the precision, and further facts."
     weights = [f"{name}:{sha256_file(root / name / 'model.safetensors')[:12]}" for name in models]
-    return " ".join(map(str, [*weights, plan.dataset, plan.seconds, plan.train_items, plan.test_items, plan.batch_size, f"bf16={plan.classifier.bf16}", *facts]))
+    return " ".join(map(str, [*weights, plan.dataset, plan.seconds, plan.train_items, plan.test_items, plan.batch_size, f"bf16={plan.classifier.bf16 and bf16_pays(pick_device())}", *facts]))
 
 def models_of(plan: Plan, seed: int, group: str = "main") -> list[str]:
     "The folders of the trained models that the methods of a group come from."

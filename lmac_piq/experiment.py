@@ -35,7 +35,7 @@ from .l2i import ConvPsi, L2I, L2IWeights, LightPsi, PublishedPsi, fit_dictionar
 from .lmac import FineTuning, LMAC, LMACWeights
 from .metrics import evaluate
 from .scenes import Scenes
-from .training import FitConfig, atomic, fit, seeded
+from .training import FitConfig, atomic, bf16_pays, fit, mixed_precision, seeded
 
 # %% ../nbs/80_experiment.ipynb #e295e679
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def manifest(folder: str | Path, device: torch.device, **facts: Any) -> Iterator
     start, facts = time.monotonic(), dict(facts)
     yield facts
     if facts.pop("unfinished", False): return
-    facts |= dict(code=code_version(), device=device_name(device), wall_seconds=round(time.monotonic() - start, 1), finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    facts |= dict(code=code_version(), device=device_name(device), bfloat16=bf16_pays(device), wall_seconds=round(time.monotonic() - start, 1), finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                   versions={p: version(p) for p in ("torch", "torchaudio", "numpy", "pandas", "captum")})
     with atomic(Path(folder) / "manifest.json") as part: part.write_text(json.dumps(facts, indent=1, default=str))
 
@@ -264,7 +264,7 @@ def make_lmac(plan: Plan, model: AudioClassifier, conditional: bool, seed: int) 
 # %% ../nbs/80_experiment.ipynb #6b789d7b
 def autocast(plan: Plan, model: AudioClassifier) -> torch.autocast:
     "The precision of a plan's classifier passes: convolutions in bfloat16 where the classifier was trained so, logits always in float32."
-    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=plan.classifier.bf16)
+    return mixed_precision(next(model.parameters()).device, plan.classifier.bf16)
 
 @dataclass
 class Part:
