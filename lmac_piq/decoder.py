@@ -6,6 +6,8 @@
 __all__ = ['PublishedDecoder', 'Mix', 'TopDown', 'LightDecoder', 'ImageDecoder', 'make_decoder', 'speechbrain_decoder']
 
 # %% ../nbs/30_mask_decoder.ipynb #2ea4a083
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,6 +70,13 @@ class Mix(nn.Module):
         return x + F.gelu(y)
 
 # %% ../nbs/30_mask_decoder.ipynb #921216df
+def _joined(x: Tensor, seen: Tensor, up: Callable[[Tensor, torch.Size], Tensor]) -> Tensor:
+    "`x` enlarged to the size of `seen`, with `seen` as its last channels, channels last: room is made while the map is small, and no large one is copied."
+    joined = up(F.pad(x, (0, 0, 0, 0, 0, seen.shape[1])), seen.shape[2:])
+    joined[:, -seen.shape[1]:] = seen
+    return joined.contiguous(memory_format=torch.channels_last)
+
+# %% ../nbs/30_mask_decoder.ipynb #6bd570bd
 class TopDown(nn.Module):
     "Feature maps mixed from the deepest to the finest, then joined by what is explained, at its own size: what the light decoders share."
     def __init__(self, channels: list[int], width: int, n_classes: int, inputs: int, join: str = "conv"):
@@ -87,7 +96,7 @@ class TopDown(nn.Module):
         for h, project, mix in reversed(list(zip(features, self.project, self.mixes))):
             x = mix(project(h) + (up(x, h.shape[2:]) if torch.is_tensor(x) else 0), target)
         if self.narrow is not None: x = up(self.narrow(x), seen.shape[2:]) + self.top(seen.to(x.dtype))
-        else: x = self.top(torch.cat([up(x, seen.shape[2:]), seen.to(x.dtype)], 1).contiguous(memory_format=torch.channels_last))
+        else: x = self.top(_joined(x, seen, up))
         return self.out(self.mix(F.gelu(x), target))[:, 0]
 
 # %% ../nbs/30_mask_decoder.ipynb #a17c4307
