@@ -15,12 +15,12 @@ FLOORS = [  # a module imports only from floors below its own
     {"explanation", "own_classifier"},
     {"annotation", "lmac", "piq", "baselines", "l2i", "metrics", "listen"},
     {"player"},
-    {"sanity", "overlap", "explorer", "study", "experiment", "defects", "recording", "codes"},
+    {"sanity", "overlap", "explorer", "study", "experiment", "defects", "recording", "codes", "own_lmac"},
     {"evidence"},
     {"bottleneck"},
     {"report", "published", "piq_report", "bench"},
     {"decoder_choice", "companion", "units"},
-    {"cli"},
+    {"cli", "scale"},
     {"all"},
 ]
 BESIDE = {("baselines", "metrics"), ("decoder", "spectral"), ("l2i", "lmac"), ("piq", "lmac"), ("l2i", "piq"), ("published", "report"), ("piq_report", "report"), ("explorer", "codes")}  # (importer, imported) on one floor, each a decision: the light decoder draws on the mel grid
