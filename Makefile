@@ -29,9 +29,9 @@ fuzz: setup  ## feed the loaders of sounds, images, tables and models with spoil
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python tests/fuzz/fuzz_loaders.py -max_total_time=$(or $(SECONDS),60)
 
-bench: setup  ## time explanations, metrics and training beside their peers; tables in runs/bench and paper_figures/results/bench
+bench: setup  ## time explanations, metrics and training beside their peers, 12 minutes on two quiet cores; tables in runs/bench and paper_figures/results/bench
 	mkdir -p runs/bench paper_figures/results/bench
-	for name in bench_explain bench_evaluate; do $(BIN)/python -m papermill --no-progress-bar --log-level ERROR paper_figures/$$name.ipynb runs/bench/$$name.ipynb || exit 1; done
+	for name in bench_explain bench_evaluate bench_profile bench_verdict; do $(BIN)/python -m papermill --no-progress-bar --log-level ERROR paper_figures/$$name.ipynb runs/bench/$$name.ipynb || exit 1; done
 	cp runs/bench/bench_*.csv runs/bench/bench_*.json runs/bench/bench_*.svg runs/bench/bench_*.png paper_figures/results/bench/
 	@for table in runs/bench/bench_*.csv; do case $$table in *_times.csv) ;; *) echo "$$table"; column -s, -t $$table || cat $$table;; esac; done
 

@@ -44,6 +44,7 @@ from .piq_report import *
 from .bench import *
 from .decoder_choice import *
 from .units import *
+from .profiling import *
 from .companion import *
 from .cli import *
 

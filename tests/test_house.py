@@ -19,7 +19,7 @@ FLOORS = [  # a module imports only from floors below its own
     {"evidence"},
     {"bottleneck"},
     {"report", "published", "piq_report", "bench"},
-    {"decoder_choice", "companion", "units"},
+    {"decoder_choice", "companion", "units", "profiling"},
     {"cli", "scale"},
     {"all"},
 ]
