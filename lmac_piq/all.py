@@ -19,8 +19,6 @@ from .classifier import *
 from .explanation import *
 from .own_classifier import *
 from .annotation import *
-
-# %% ../nbs/90_all.ipynb #81bc80ec
 from .lmac import *
 from .piq import *
 from .l2i import *
@@ -29,12 +27,15 @@ from .metrics import *
 from .listen import *
 from .player import *
 from .sanity import *
+
+# %% ../nbs/90_all.ipynb #81bc80ec
 from .overlap import *
 from .explorer import *
 from .study import *
 from .codes import *
 from .recording import *
 from .defects import *
+from .own_lmac import *
 from .experiment import *
 from .evidence import *
 from .bottleneck import *
@@ -47,6 +48,7 @@ from .units import *
 from .profiling import *
 from .companion import *
 from .cli import *
+from .scale import *
 
 # %% ../nbs/90_all.ipynb #af4bf618
 __all__ = sorted(name for name in globals() if not name.startswith("_"))

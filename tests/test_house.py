@@ -166,6 +166,12 @@ def test_readme_is_the_index_notebook():
     from readme import readme
     assert (ROOT/"README.md").read_text(encoding="utf8") == readme(), "README.md is not what nbs/index.ipynb gives: run `make readme`"
 
+def test_the_overview_names_every_notebook_on_its_floor():
+    rows = re.findall(r"^\| (\d+) \| \[(\w+)\]\(nbs/\2\.ipynb\)", (ROOT/"README.md").read_text(encoding="utf8"), re.M)
+    module = lambda name: re.search(r"^#\|\s*default_exp (\w+)", "\n".join(map(source, cells(ROOT/f"nbs/{name}.ipynb"))), re.M)[1]
+    there = {path.stem: FLOOR[module(path.stem)] for path in LIBRARY_NOTEBOOKS if path.stem not in ("index", "90_all")}
+    assert {name: int(floor) for floor, name in rows} == there and len(rows) == len(there)
+
 def test_readme_links_lead_somewhere():
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT/"README.md").read_text(encoding="utf8"))
     assert links and not (dead := [link for link in links if not (ROOT/link).exists()]), f"dead links in README.md: {dead}"
