@@ -1,7 +1,7 @@
 "Benchmarks: what is counted, how ratios are made, which claims are kept; the plain and the shipped implementation say the same."
 import numpy as np, pandas as pd, pytest, torch
 import lmac_piq.bench as bench
-from lmac_piq.bench import bench_explainer, bench_model, caption, claim, flops, passes, precisions, ratio_figure, ratio_table, save_bench, scaling_table, side_by_side, size_table, verdict
+from lmac_piq.bench import bench_explainer, bench_model, machine_words, claim, flops, passes, precisions, ratio_figure, ratio_table, save_bench, scaling_table, side_by_side, size_table, verdict
 from lmac_piq.decoder import LightDecoder
 from lmac_piq.metrics import FORMS
 from lmac_piq.profiling import in_default_layout, plain_explanation, plain_step, shipped_explanation, where_time_goes
@@ -62,7 +62,7 @@ def test_the_verdict_reads_every_claim_and_admits_what_was_not_measured(native, 
 
 def test_figures_say_on_what_they_were_taken():
     times = pd.DataFrame([dict(contestant=c, round=1, seconds=1.0) for c in "ab"])
-    assert ratio_figure(ratio_table(times, "a")).get_supxlabel().replace("\n", "; ") == caption() and precisions()[0] == "fp32"
+    assert ratio_figure(ratio_table(times, "a")).get_supxlabel().replace("\n", "; ") == machine_words() and precisions()[0] == "fp32"
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
