@@ -222,7 +222,7 @@ def _run_page(args: argparse.Namespace) -> int:
 
 def _run_paper(args: argparse.Namespace) -> int:
     "Make the papers' artefacts, all of them or one unit."
-    return paper(args.preset, args.device, [find_unit(args.preset, args.unit).target] if args.unit else args.only, budget=args.budget)
+    return paper(args.preset, args.device, [find_unit(args.preset, args.unit).target] if args.unit else args.only, args.cores, args.budget)
 
 def _run_units(args: argparse.Namespace) -> int:
     "Print every unit with its price at the speed that this machine shows."
@@ -241,7 +241,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("folder", metavar="DIR", help="a folder with the results of explain, at any depth"); p.add_argument("--out", metavar="FILE", help="default: index.html in the folder"); p.add_argument("--title")
     p = _command(commands, "paper", "make every table, figure and audio example of the papers", _run_paper, "\n  lmac-piq paper --preset smoke\n  lmac-piq paper --preset cpu --budget 1500     (stops after 25 min; the same command goes on)\n  lmac-piq paper --preset cpu --device cpu runs/cpu/report/figure_area.png")
     p.add_argument("--preset", default="smoke", help=f"one of {', '.join(PRESETS)} (default: %(default)s)"); p.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    p.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="stop at a checkpoint after this time; the same command goes on from there")
+    p.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="stop at a checkpoint after this time; the same command goes on from there"); p.add_argument("--cores", type=int, default=0, metavar="N", help="processors to use (default: two, if there are)")
     p.add_argument("--unit", metavar="NAME", help="make only this unit and what it needs; `lmac-piq units` lists them"); p.add_argument("only", nargs="*", metavar="FILE", help="make only these files")
     p = _command(commands, "units", "list the units of a preset: what is finished, and how long the rest will take here", _run_units, "\n  lmac-piq units --preset paper")
     p.add_argument("--preset", default="smoke", help=f"one of {', '.join(PRESETS)} (default: %(default)s)"); p.add_argument("--device", default="auto", help="auto, cpu or cuda")

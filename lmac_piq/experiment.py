@@ -28,7 +28,7 @@ import lmac_piq
 import lmac_piq.player  # gives explanations their players, `save` and `save_page`
 from .audio import mix_at_snr, mix_unit_norm
 from .classifier import AudioClassifier, Augment, accuracy, classification_loss, load_weights, recalibrate
-from .data import Batch, ESC50, NoiseFile, batches, crop, noise_pack, speech_pack, split_files, synthetic_noise
+from .data import Batch, ESC50, NoiseFile, batches, crop, find, noise_pack, speech_pack, split_files, synthetic_noise
 from .decoder import LightDecoder, PublishedDecoder
 from .explanation import Explainer, Explanation, explain
 from .l2i import ConvPsi, L2I, L2IWeights, LightPsi, PublishedPsi, fit_dictionary
@@ -405,6 +405,9 @@ REPORT = {"table_in_domain.html": "in-domain: every method, metric and form, bot
           "figure_differences.png": "paired differences and their intervals", "figure_area.png": "faithfulness against area", "figure_snr.png": "against the level of the contamination",
           "figure_randomisation.png": "parameters at random", "figure_roar.png": "remove and retrain", "figure_localisation.png": "localisation on scenes",
           "figure_agreement.png": "ranks by truth and by metric", "figure_qualitative.png": "masks of a few clips", "audio/index.html": "audio examples: original, kept, removed",
+          "table_own_classifier.html": "classifiers of others: L-MAC and the nulls", "table_own_classifier_differences.html": "classifiers of others: L-MAC minus the nulls",
+          "figure_own_classifier_path.png": "classifiers of others: how the size of the masks was chosen", "audio-own-classifier/index.html": "classifiers of others, to be heard",
+          "table_decoders.html": "light against published decoder", "table_decoders_differences.html": "light against published decoder: differences", "figure_decoders.png": "decoders: quality against operations",
           "companion/index.html": "companion: numbers that lead to the clips behind them"}
 _PIQ = {"table_piq_{}.html": "every method and metric", "table_piq_{}_differences.html": "PIQ minus every other method", "table_piq_{}_ablation.html": "ablation of the codebook",
         "figure_overlap_{}.png": "two at once: which one is shown", "table_overlap_{}.html": "two at once, in numbers", "figure_pairs_{}.png": "two at once, drawn", "figure_codebook_{}.png": "codes and what they draw",
@@ -446,7 +449,7 @@ def paper(preset: str = "smoke", device: str = "auto", only: Sequence[str] = (),
     "Make every table, figure and audio example of a preset (or only some files) on `cores` (0: two, if there are); the exit code, 0 when the budget ended it."
     get_plan(preset, "scenes"); pick_device(device)
     for plan in PRESETS[preset].values():
-        if plan.dataset == "esc50": ESC50(); noise_pack(); speech_pack()
+        if plan.dataset == "esc50": ESC50(); noise_pack(); speech_pack(); find("fsdd")
     deadline = [f"deadline={int(time.time() + budget)}"] if np.isfinite(budget) else []
     command = [sys.executable, "-m", "snakemake", "-s", str(project_root() / "paper_figures" / "Snakefile"), "-d", str(project_root()), "--cores", str(cores or min(2, os.cpu_count() or 1)), "--rerun-triggers", "mtime",
                "params", "--rerun-incomplete", "--quiet", "all", "--config", f"preset={preset}", f"device={device}", *deadline, *(["--", *(str(Path(p).resolve()) for p in only)] if only else [])]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .audio import fit_length, load_wave, mix_at_snr, resample
 from .baselines import nulls
 from .classifier import Explainable, accuracy, classification_loss
-from .data import PACKS, Batch, DataError, Pack, batches, find
+from .data import PACKS, Batch, DataError, batches, find
 from .decoder import ImageDecoder, LightDecoder
 from .lmac import LMAC, LMACWeights
 from .metrics import evaluate
@@ -55,8 +55,6 @@ def clutter(n: int, seconds: float = 1.0, sample_rate: int = 16000, seed: int = 
     return resample(waves, 16000, sample_rate)
 
 # %% ../nbs/65_own_lmac.ipynb #19bcf0b0
-PACKS["fsdd"] = Pack(("audio/*.flac", "recordings/*.wav"), "audio/<digit>_<speaker>_<take>.flac (or recordings/*.wav), takes 0 to 19 of every speaker and digit",
-                     "https://github.com/Jakobovski/free-spoken-digit-dataset", "CC BY-SA 4.0, Zohar Jackson et al.")
 DIGITS = "zero one two three four five six seven eight nine".split()
 TAKES = dict(train=range(8, 20), valid=range(5, 8), test=range(5))   # of a data set of 50 takes, those above are left alone
 

@@ -44,7 +44,7 @@ NEEDS: dict[str, dict[str, Need]] = {
     "cpu": dict(train=Need(0, 2, 12000, 240), evidence=Need(0, 2, 12000, 240), draw=Need(0, 1, 8000, 60)),
     "paper": dict(train=Need(1, 16, 64000, 1440), evidence=Need(1, 16, 64000, 720), draw=Need(0, 4, 16000, 120)),
 }
-EVIDENCE = ("evaluate", "evaluate_piq", "figure_snr", "figure_randomisation", "figure_roar")   # rules that pass many clips through networks
+EVIDENCE = ("evaluate", "evaluate_piq", "figure_snr", "figure_randomisation", "figure_roar", "own_classifier", "table_decoders")   # rules that pass many clips through networks
 
 # %% ../nbs/92_scale.ipynb #a3e4a6c1
 def need_of(preset: str, rule: str) -> Need:

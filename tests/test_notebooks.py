@@ -5,9 +5,11 @@ from contextlib import redirect_stderr
 from pathlib import Path
 import pytest
 
+from lmac_piq.training import bf16_pays
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
-CPU_LIMIT = 60  # seconds of one processor: unlike the clock, hardly longer on a busy machine
+CPU_LIMIT = 60 if bf16_pays() else 150  # seconds of one processor: unlike the clock, hardly longer on a busy machine; one that has no bfloat16 takes two to three times as long
 
 # Each notebook gets a process of its own, forked from one that has already imported the slow libraries.
 FRESH = multiprocessing.get_context("forkserver")

@@ -1,5 +1,5 @@
 "The whole graph of paper notebooks, end to end, on the `tiny` preset; and the refusals of the command."
-import json, os, shutil, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,18 @@ ROOT = Path(__file__).parent.parent
 
 
 def command(*args: str, runs: Path, **env: str) -> subprocess.CompletedProcess:
-    "The lmac-piq command with its runs in a folder of the test's."
-    return subprocess.run([str(Path(sys.executable).parent / "lmac-piq"), *args], cwd=ROOT, env=os.environ | {"LMAC_PIQ_RUNS": str(runs)} | env, capture_output=True, text=True, timeout=900)
+    "The lmac-piq command with its runs in a folder of the test's; what it started ends with it"
+    words = [str(Path(sys.executable).parent / "lmac-piq"), *args]
+    with subprocess.Popen(words, cwd=ROOT, env=os.environ | {"LMAC_PIQ_RUNS": str(runs)} | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try: out, err = process.communicate(timeout=2700)
+        except BaseException: os.killpg(process.pid, signal.SIGKILL); raise
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    done = command("paper", "--preset", "tiny", "--device", "cpu", runs=folder)
+    done = command("paper", "--preset", "tiny", "--device", "cpu", "--cores", "1", runs=folder)   # the other processor has other tests to run
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 
