@@ -409,6 +409,8 @@ REPORT = {"table_in_domain.html": "in-domain: every method, metric and form, bot
           "figure_own_classifier_path.png": "classifiers of others: how the size of the masks was chosen", "audio-own-classifier/index.html": "classifiers of others, to be heard",
           "table_decoders.html": "light against published decoder", "table_decoders_differences.html": "light against published decoder: differences", "figure_decoders.png": "decoders: quality against operations",
           "companion/index.html": "companion: numbers that lead to the clips behind them"}
+
+# %% ../nbs/80_experiment.ipynb #80a0e001
 _PIQ = {"table_piq_{}.html": "every method and metric", "table_piq_{}_differences.html": "PIQ minus every other method", "table_piq_{}_ablation.html": "ablation of the codebook",
         "figure_overlap_{}.png": "two at once: which one is shown", "table_overlap_{}.html": "two at once, in numbers", "figure_pairs_{}.png": "two at once, drawn", "figure_codebook_{}.png": "codes and what they draw",
         "figure_usage_{}.png": "codes in use", "table_concept_{}.html": "concepts: overlap with the object", "figure_concept_{}.png": "concepts, drawn", "figure_examples_{}.png": "the same items, every method",

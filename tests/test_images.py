@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
 
-from lmac_piq.classifier import (ImageAugment, ImageClassifier, MNISTNet, ResNet, accuracy, augment_images, image_loss)
+from lmac_piq.classifier import (ImageAugment, ImageClassifier, MNISTNet, ResidualBlock, ResNet, accuracy, augment_images, image_loss)
 from lmac_piq.data import DATA_ENV, SPLITS, DataError, ImageSet, batches, image_set, part_of, read_idx
 from lmac_piq.explanation import Attribution, drop, explain, keep
 from lmac_piq.scenes import SHAPES, ShapeImages, draw_shape, make_shapes
@@ -369,3 +369,13 @@ def test_explanation_of_images(photos):
     assert one.x.shape == (1, 3, 48, 48) and torch.allclose(one.p_kept, e.p_kept[2:3]) and one.mask.shape == (1, 48, 48)
     with pytest.raises(ValueError, match="centre does not look at the class"): explain(photos, Centre(), x, (e.target + 1) % 6)
     with pytest.raises(ValueError, match="colour model"): explain(photos, Centre(), x[:, :1])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_skip_is_a_strided_convolution(stride):
+    "With less memory written: a 1x1 convolution of every second pixel is the strided one"
+    with seeded(0): block, x = ResidualBlock(3, 8, stride), torch.randn(2, 3, 12, 14)
+    convolution, norm = block.skip
+    strided = torch.nn.functional.conv2d(x, convolution.weight, stride=stride)
+    assert torch.allclose(convolution(x[:, :, ::stride, ::stride]), strided, atol=1e-6) and strided.shape[2:] == (12 // stride, 14 // stride)
+    assert torch.allclose(block.eval()(x), torch.relu(block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x))))) + norm(strided)), atol=1e-5)
