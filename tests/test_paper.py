@@ -53,7 +53,7 @@ def test_a_second_run_does_nothing_and_a_deleted_figure_is_redone_alone(runs):
     tables = {p: p.stat().st_mtime_ns for p in (runs / "tiny").rglob("*.csv")}
     start = time.monotonic()
     again = command("paper", "--preset", "tiny", "--device", "cpu", runs=runs)
-    assert again.returncode == 0 and "started" not in again.stdout and time.monotonic() - start < 60
+    assert again.returncode == 0 and "started" not in again.stdout and time.monotonic() - start < 180
     (runs / "tiny" / "report" / "figure_area.png").unlink()
     redo = command("paper", "--preset", "tiny", "--device", "cpu", runs=runs)
     started = [line for line in redo.stdout.splitlines() if "started" in line]

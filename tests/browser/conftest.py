@@ -37,7 +37,7 @@ def open_page(chromium, request) -> Iterator[Callable]:
         if not re.match(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|data:|blob:|file:|about:", sent.url): wrong.append(f"asked another host: {sent.url[:120]}")
     def opened(address: str | Path, width: int = 1280, height: int = 900, dark: bool = False):
         context = chromium.new_context(viewport=dict(width=width, height=height), color_scheme="dark" if dark else "light", accept_downloads=True)
-        contexts.append(context); page = context.new_page()
+        contexts.append(context); page = context.new_page(); page.set_default_timeout(90000)   # of a slow machine with other work to do
         page.on("console", heard); page.on("pageerror", lambda error: wrong.append(str(error))); page.on("request", asked)
         page.goto(address.resolve().as_uri() if isinstance(address, Path) else address)
         return page

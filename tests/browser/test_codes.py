@@ -120,6 +120,6 @@ def test_the_widget_in_jupyterlab_goes_both_ways(serve, open_page, tmp_path):
     (tmp_path/"lab").mkdir(); nbformat.write(nb, tmp_path/"lab"/"n.ipynb")
     page = open_page(serve("lab", "n.ipynb", tmp_path/"lab").url, 1280, 1400); run_all(page)
     live = "section.lmac-codes:visible"
-    page.wait_for_selector(f'{live} .code[data-row="3"][aria-pressed="true"]', timeout=30000)
+    page.wait_for_selector(f'{live} .code[data-row="3"][aria-pressed="true"]', timeout=90000)
     assert page.locator(live).count() == 1                                                                 # the static form beside it is hidden
-    page.click(f'{live} .code[data-row="2"]'); page.wait_for_selector("text=open 2", timeout=20000)
+    page.click(f'{live} .code[data-row="2"]'); page.wait_for_selector("text=open 2", timeout=90000)

@@ -193,14 +193,14 @@ def without_kernel(chromium, lab):
         context = chromium.new_context(viewport=dict(width=1280, height=1500)); contexts.append(context); page = context.new_page(); page.errors = []
         page.on("console", lambda m: m.type == "error" and page.errors.append(m.text)); page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.goto(lab.url.replace("live.ipynb", name))
-        page.wait_for_selector(".jp-Dialog >> text=Select Kernel", timeout=60000); page.click(".jp-Dialog >> button:has-text('No Kernel')")
+        page.wait_for_selector(".jp-Dialog >> text=Select Kernel", timeout=120000); page.click(".jp-Dialog >> button:has-text('No Kernel')")
         page.wait_for_selector("text=No Kernel >> nth=0"); return page
     yield opened
     for context in contexts: context.close()
 
 def test_reopened_without_a_kernel_it_still_plays(without_kernel):
     page = without_kernel("trusted.ipynb")
-    page.wait_for_selector(".jp-OutputArea >> .picture >> nth=1", timeout=20000)
+    page.wait_for_selector(".jp-OutputArea >> .picture >> nth=1", timeout=90000)
     static, live = page.locator(".lmac-player").nth(0), page.locator(".lmac-player").nth(1)
     assert static.is_visible() and live.is_visible() and page.locator(".lmac-player").count() == 2
     live.get_by_role("button", name="Play").click(); page.keyboard.press("2")
@@ -211,14 +211,14 @@ def test_reopened_without_a_kernel_it_still_plays(without_kernel):
     assert all("widget model not found" in text for text in page.errors), page.errors       # JupyterLab's own word about the widget that is gone
 
 def test_a_strangers_notebook_shows_plain_sounds(without_kernel):
-    page = without_kernel("stranger.ipynb"); page.wait_for_selector(".jp-OutputArea audio", timeout=20000)
+    page = without_kernel("stranger.ipynb"); page.wait_for_selector(".jp-OutputArea audio", timeout=90000)
     page.wait_for_function("[...document.querySelectorAll('audio')].length === 6 && [...document.querySelectorAll('audio')].every(a => a.duration === 1.5)", timeout=10000)
     assert page.locator("audio[controls]").first.is_visible() and page.locator(".picture").count() == 0 and page.get_by_text("trust the notebook").first.is_visible()
     assert page.evaluate("[...document.querySelectorAll('.jp-OutputArea img')].every(i => i.naturalWidth > 0)") and not page.errors
 
 def test_live_it_is_one_player_that_python_can_steer(open_page, lab):
     page = open_page(lab.url, height=1500); run_all(page)
-    page.wait_for_selector(".lmac-player h3:has-text('hum, again') >> visible=true", timeout=20000)
+    page.wait_for_selector(".lmac-player h3:has-text('hum, again') >> visible=true", timeout=90000)
     seen = page.locator(".lmac-player:visible"); assert seen.count() == 1          # the static form stands beside it, unseen
     seen.get_by_role("button", name="Play").click(); page.keyboard.press("3")
     live = "[...document.querySelectorAll('.lmac-player')].find(p => p.offsetParent).player.state()"
@@ -226,7 +226,7 @@ def test_live_it_is_one_player_that_python_can_steer(open_page, lab):
     page.keyboard.press(" "); stopped = page.evaluate(live)
     assert not stopped["playing"] and page.locator(".jp-Notebook .jp-MarkdownCell").count() == 0     # 3 and space are the player's here, not the notebook's
     page.locator(".jp-CodeCell").last.locator(".cm-content").click(); page.keyboard.press("Shift+Enter")
-    page.wait_for_selector(f"text=track removed at {round(stopped['time'], 2):g}", timeout=20000)
+    page.wait_for_selector(f"text=track removed at {round(stopped['time'], 2):g}", timeout=90000)
     page.keyboard.press("Control+s"); page.wait_for_function("!document.querySelector('.jp-Document .jp-mod-dirty, .lm-TabBar-tab.jp-mod-dirty')", timeout=10000)
     saved = (lab.folder/"live.ipynb").read_text(encoding="utf8"); assert "hum, again" in saved and "data-beside" in saved      # what `show` put there is what is saved
 

@@ -14,10 +14,10 @@ def test_lab_runs_a_notebook_with_a_widget(serve, open_page, tmp_path):
     page = open_page(serve("lab", "n.ipynb", notebook(tmp_path/"lab", *CELLS)).url)
     run_all(page)
     page.get_by_role("slider").first.focus(); page.keyboard.press("ArrowRight")
-    page.wait_for_selector("text=now 1", timeout=20000)
+    page.wait_for_selector("text=now 1", timeout=90000)
 
 def test_voila_serves_the_same(serve, open_page, tmp_path):
     page = open_page(serve("voila", "n.ipynb", notebook(tmp_path/"voila", *CELLS)).url)
-    page.wait_for_selector("text=before", timeout=60000)
+    page.wait_for_selector("text=before", timeout=120000)
     page.get_by_role("slider").first.focus(); page.keyboard.press("ArrowRight")
-    page.wait_for_selector("text=now 1", timeout=20000)
+    page.wait_for_selector("text=now 1", timeout=90000)

@@ -73,7 +73,7 @@ class Participant:
         self.page.get_by_label("Participant code").fill(self.code); self.page.keyboard.press("Enter")
         self.arrived()
 
-    def arrived(self) -> "Participant": self.page.wait_for_selector(".lmac-study .transport", timeout=90_000); return self
+    def arrived(self) -> "Participant": self.page.wait_for_selector(".lmac-study .transport", timeout=180_000); return self
 
     def letters(self) -> list[str]: return [b.get_attribute("data-sound") for b in self.page.query_selector_all(".lmac-study .sound")][1:]
 
@@ -129,7 +129,7 @@ def test_two_participants_a_reload_and_a_killed_kernel(study, store, serve, open
     one = Participant(open_page("about:blank"), f"{server.url}/?code=P01", "P01").arrived()            # by a link
     first = kernels(server)
     two = Participant(open_page("about:blank", width=390, height=844), server.url, "P02")              # by the code, on a phone
-    two.page.wait_for_selector("text=Participant code", timeout=90_000)
+    two.page.wait_for_selector("text=Participant code", timeout=180_000)
     (other,) = kernels(server) - first
     for wrong, why in (("anna@example.org", "no names"), ("SIM01", "simulated")):
         two.page.get_by_label("Participant code").fill(wrong); two.page.keyboard.press("Enter")
@@ -153,7 +153,7 @@ def test_two_participants_a_reload_and_a_killed_kernel(study, store, serve, open
     (mine,) = kernels(server) - first - {other}
     os.kill(mine, signal.SIGKILL)                                                                      # in the middle of a page
     one.page.get_by_label(f"rating of sound {letters[2]}").focus(); one.page.keyboard.press("End")
-    one.page.wait_for_selector(".lost:has-text('NOT stored')", timeout=20_000)
+    one.page.wait_for_selector(".lost:has-text('NOT stored')", timeout=180_000)
     two.answer(keyboard=True); two.next()                                                              # the other one notices nothing
     one.read(); one.page.click("text=Reload this page"); one.page.wait_for_selector(".lost", state="hidden", timeout=5000); one.arrived()
     assert one.place == 2 and [one.page.inner_text(f".row:has([data-sound={x}]) output") for x in letters] == [*(f"{one.told[2, x]:.0f}" for x in letters[:2]), "–", "–"]
@@ -199,7 +199,7 @@ def test_jupyterlab_switches_in_step_and_goes_on_with_a_new_kernel(study, store,
     assert lab.place == 2
     (pid,) = kernels(server)
     os.kill(pid, signal.SIGKILL)
-    lab.page.click(".jp-Dialog[aria-label*='died'] .jp-mod-accept", timeout=60_000)                    # JupyterLab says so and starts another
+    lab.page.click(".jp-Dialog[aria-label*='died'] .jp-mod-accept", timeout=120_000)                    # JupyterLab says so and starts another
     run_all(lab.page); lab.begin()
     assert lab.place == 2
     lab.check(store)
