@@ -39,7 +39,7 @@ def open_page(chromium, request) -> Iterator[Callable]:
         context = chromium.new_context(viewport=dict(width=width, height=height), color_scheme="dark" if dark else "light", accept_downloads=True)
         contexts.append(context); page = context.new_page(); page.set_default_timeout(90000)   # of a slow machine with other work to do
         page.on("console", heard); page.on("pageerror", lambda error: wrong.append(str(error))); page.on("request", asked)
-        page.goto(address.resolve().as_uri() if isinstance(address, Path) else address)
+        page.goto(address.resolve().as_uri() if isinstance(address, Path) else address, timeout=400000)   # Voila runs a notebook before it answers
         return page
     yield opened
     if folder := os.environ.get("SCREENSHOTS"):                                      # to be looked at: what every page showed when its test ended
