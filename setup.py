@@ -15,5 +15,5 @@ setup(
     packages=find_packages(include=[cfg["lib_path"]]), package_data={cfg["lib_path"]: ["static/*", "static/**/*"]}, zip_safe=False,
     python_requires=f">={cfg['min_python']}", install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
-    entry_points={"console_scripts": cfg["console_scripts"].split(),
+    entry_points={"console_scripts": cfg["console_scripts"].split(), "papermill.engine": ["lmac-piq=lmac_piq.engine:FileSocketEngine"],
                   "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]})

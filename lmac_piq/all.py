@@ -46,6 +46,7 @@ from .bench import *
 from .decoder_choice import *
 from .units import *
 from .profiling import *
+from .engine import *
 from .companion import *
 from .cli import *
 from .scale import *

@@ -38,7 +38,7 @@ class Need:
     mem_mb: int
     runtime: int          # minutes
 
-_small = dict(train=Need(0, 2, 4000, 30), evidence=Need(0, 2, 6000, 60), draw=Need(0, 1, 4000, 20))
+_small = dict(train=Need(0, 1, 4000, 30), evidence=Need(0, 1, 6000, 60), draw=Need(0, 1, 4000, 20))
 NEEDS: dict[str, dict[str, Need]] = {
     "tiny": _small, "smoke": _small,
     "cpu": dict(train=Need(0, 2, 12000, 240), evidence=Need(0, 2, 12000, 240), draw=Need(0, 1, 8000, 60)),
