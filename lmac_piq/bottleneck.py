@@ -6,12 +6,12 @@
 __all__ = ['VARIANTS', 'MAIN', 'CONCEPTS', 'ABLATION', 'PIQ_PRESETS', 'Variant', 'PIQPlan', 'get_piq_plan', 'piq_folder',
            'Source', 'labels_of', 'load_source', 'make_image_classifier', 'train_image_classifier', 'train_base',
            'load_base', 'flipped_and_moved', 'train_annotator', 'make_piq', 'piq_batches', 'train_piq', 'train_rival',
-           'runs_of', 'train_all', 'load_piq', 'rivals', 'concept_nulls', 'interpreters', 'piq_rows', 'concept_rows',
-           'usage_rows', 'piq_key', 'evaluate_piq', 'overlap_methods', 'overlap_stage', 'overlap_examples',
-           'load_gallery', 'concept_examples', 'examples', 'example_page']
+           'runs_of', 'in_turn', 'load_piq', 'train_models', 'train_all', 'rivals', 'concept_nulls', 'interpreters',
+           'piq_rows', 'concept_rows', 'usage_rows', 'piq_key', 'evaluate_piq', 'overlap_methods', 'overlap_stage',
+           'overlap_examples', 'load_gallery', 'concept_examples', 'examples', 'example_page']
 
 # %% ../nbs/84_bottleneck.ipynb #d14d6e1a
-import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -298,20 +298,40 @@ def runs_of(plan: PIQPlan) -> list[tuple[str, int]]:
     "(variant, seed) of every interpreter of a plan."
     return [(v, s) for v in plan.variants for s in (plan.seeds if v in plan.reseeded else plan.seeds[:1])]
 
-def train_all(plan: PIQPlan, root: str | Path, device: str = "auto", progress: bool = False) -> dict[str, pd.DataFrame]:
-    "Train L-MAC, for sounds L2I, and every interpreter, unless it is finished; the logs."
-    root, logs = Path(root), {}
-    jobs = {"lmac": lambda: train_rival(plan, root, device, progress=progress)} | {f"{v}-{s}": functools.partial(train_piq, plan, root, v, s, device, progress=progress) for v, s in runs_of(plan)}
-    if plan.is_sound: jobs["l2i"] = functools.partial(train_l2i, plan.sound, root / "classifier", root / "l2i", 0, device, progress=progress)
+def in_turn(root: Path, jobs: dict[str, Callable[[float], pd.DataFrame]], # folder in `root` -> training, given the seconds that are left
+            budget: float = float("inf")                                  # seconds for all of them
+           ) -> dict[str, pd.DataFrame]:
+    "One training after another, without those that are finished, until the budget is spent; the logs of all that have seen an epoch."
+    end, logs, begun = time.monotonic() + budget, {}, False
+    finished = lambda name: (root / name / "manifest.json").exists()
     for name, job in jobs.items():
-        if not (root / name / "manifest.json").exists(): job()
-        logs[name] = pd.read_csv(root / name / "fit" / "log.csv")
-    with manifest(root / "interpreters", pick_device(device), stage="interpreters", runs=list(logs)): pass
-    return logs
+        if not finished(name):
+            if begun and time.monotonic() >= end: break
+            log, begun = job(end - time.monotonic()), True
+        logs[name] = pd.read_csv(root / name / "fit" / "log.csv") if finished(name) else log
+        if not finished(name): break
+    return {name: log for name, log in logs.items() if len(log)}
 
 def load_piq(root: str | Path, variant: str, seed: int, model: Explainable | None = None) -> PIQ:
     "A trained interpreter."
     return PIQ.from_pretrained(Path(root) / f"{variant}-{seed}", model)
+
+# %% ../nbs/84_bottleneck.ipynb #6357592b
+def train_models(plan: PIQPlan, root: str | Path, device: str = "auto", budget: float = float("inf"), progress: bool = False) -> dict[str, pd.DataFrame]:
+    "Train the annotation model, where the plan has one, and the classifier; the logs."
+    root, how = Path(root), dict(device=device, progress=progress)
+    jobs = {"annotator": lambda left: train_annotator(plan, root / "annotator", budget=left, **how)} if plan.annotator else {}
+    return in_turn(root, jobs | {"classifier": lambda left: train_base(plan, root / "classifier", budget=left, **how)}, budget)
+
+def train_all(plan: PIQPlan, root: str | Path, device: str = "auto", budget: float = float("inf"), progress: bool = False) -> dict[str, pd.DataFrame]:
+    "Train L-MAC, for sounds L2I, and every interpreter; the logs."
+    root, how = Path(root), dict(device=device, progress=progress)
+    jobs = {"lmac": lambda left: train_rival(plan, root, budget=left, **how)} | {f"{v}-{s}": lambda left, v=v, s=s: train_piq(plan, root, v, s, budget=left, **how) for v, s in runs_of(plan)}
+    if plan.is_sound: jobs["l2i"] = lambda left: train_l2i(plan.sound, root / "classifier", root / "l2i", budget=left, **how)
+    logs = in_turn(root, jobs, budget)
+    if all((root / name / "manifest.json").exists() for name in jobs):
+        with manifest(root / "interpreters", pick_device(device), stage="interpreters", runs=list(logs)): pass
+    return logs
 
 # %% ../nbs/84_bottleneck.ipynb #5f7d1d15
 def rivals(plan: PIQPlan, root: Path, model: Explainable) -> list[Explainer]:

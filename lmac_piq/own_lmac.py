@@ -202,7 +202,7 @@ def fit_lmac(model: Explainable,                                        # made b
         lmac.weights = replace(lmac.weights, area=rule.start * 2**k)
         config = FitConfig(epochs=rule.then if k else rule.first, lr=rule.lr / (2 if k else 1), schedule="onecycle", clip=5.0, bf16=False, seed=1000 * seed + k)
         fit(lmac, lambda b: lmac.loss(model, b), train, config, steps, device=device, progress=False)
-        means = evaluate(model, lmac, valid).groupby("metric")["value"].mean()
+        means = evaluate(model, lmac, valid, batch_size=100).groupby("metric")["value"].mean()
         steps_taken.append(dict(weight=lmac.weights.area, AD=means["AD"], area=means["mask_mean"]))
         if kept is None or means["AD"] <= rule.budget: kept = k, lmac.weights, deepcopy(lmac.state_dict())
         if means["AD"] > rule.budget: break
@@ -227,7 +227,7 @@ def path_figure(paths: Mapping[str, pd.DataFrame],  # by classifier: what `fit_l
         for x, y, w in zip(100 * path["area"], path["AD"], path["weight"]): ax.annotate(f"{w:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7, color=colour)
     ax.axhline(budget, color="#6B6B6B", lw=0.8, ls="--")
     ax.annotate("budget", (1, budget), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=7, color="#6B6B6B")
-    ax.set(xlabel="area of the mask (% of the plane)", ylabel="average drop (%)", ylim=(0, None)); ax.legend(frameon=False, fontsize=8); bare(ax)
+    ax.set(xlabel="area of the mask (% of the plane)", ylabel="average drop (%)", ylim=(0, None)); ax.legend(frameon=False, fontsize=8, title="number: weight of the area", title_fontsize=7); bare(ax)
     return figure
 
 # %% ../nbs/65_own_lmac.ipynb #1c3f23fe
@@ -239,7 +239,7 @@ def judge(model: Explainable, lmac: LMAC, test: Batch,
     with torch.no_grad(): truth = truth_masks((test.clean, test.x - test.clean), deepcopy(model.stft).cpu())[1]
     conditions = {"clutter": (replace(test, annotation=truth), True), "clean": (Batch(test.clean, label=test.label, item=test.item), None)}
     forms = {e.name: list(forms) if e.name in (lmac.name, "random bins", "loudest bins") else ["soft"] for e in (lmac, *nulls(lmac))}   # the others rank nothing
-    rows = [evaluate(model, [lmac, *nulls(lmac)], Items(batch), forms, batch_size=25, truth=known).assign(condition=name) for name, (batch, known) in conditions.items()]
+    rows = [evaluate(model, [lmac, *nulls(lmac)], Items(batch), forms, batch_size=100, truth=known).assign(condition=name) for name, (batch, known) in conditions.items()]
     return pd.concat(rows, ignore_index=True).assign(protocol="corrected", split="test", seed=0, **facts)
 
 # %% ../nbs/65_own_lmac.ipynb #357469ef
