@@ -11,7 +11,6 @@ from typing import Any
 
 import traitlets
 from jupyter_client.manager import AsyncKernelManager
-from papermill.engines import NBClientEngine, NotebookExecutionManager
 
 # %% ../nbs/94_engine.ipynb #c438053e
 class FileKernelManager(AsyncKernelManager):
@@ -28,9 +27,22 @@ class FileKernelManager(AsyncKernelManager):
         super().cleanup_ipc_files(); self._folder.cleanup()
 
 # %% ../nbs/94_engine.ipynb #1f0da326
-class FileSocketEngine(NBClientEngine):
+class FileSocketEngine:
     "papermill's engine, its kernels started by `FileKernelManager`."
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: NotebookExecutionManager, kernel_name: str, **kw: Any) -> Any:
-        "Run the notebook of `nb_man` in a new kernel; arguments as of papermill's engine."
-        return super().execute_managed_notebook(nb_man, kernel_name, kernel_manager_class=FileKernelManager, **kw)
+    @staticmethod
+    def execute_notebook(nb: Any, kernel_name: str, **kw: Any) -> Any:
+        "Run a notebook in a new kernel; arguments and result as of papermill's engine."
+        from papermill.engines import NBClientEngine
+        return NBClientEngine.execute_notebook(nb, kernel_name, kernel_manager_class=FileKernelManager, **kw)
+
+    @staticmethod
+    def nb_kernel_name(nb: Any, name: str | None = None) -> str:
+        "The kernel that a notebook names."
+        from papermill.utils import nb_kernel_name
+        return nb_kernel_name(nb, name)
+
+    @staticmethod
+    def nb_language(nb: Any, language: str | None = None) -> str:
+        "The language that a notebook names."
+        from papermill.utils import nb_language
+        return nb_language(nb, language)

@@ -102,7 +102,7 @@ def test_playing_goes_on_through_a_switch_and_one_player_plays_at_a_time(open_pa
     page = open_page(two); page.wait_for_selector(".lmac-player .picture")
     page.locator(".picture").first.focus(); page.keyboard.press(" ")
     page.wait_for_function("document.querySelector('.lmac-player').player.state().time > 0.2")
-    before, begun = state(page), page.evaluate("performance.now()")
+    begun, before = page.evaluate("performance.now()"), state(page)
     page.keyboard.press("2")
     after, passed = state(page), (page.evaluate("performance.now()") - begun) / 1000
     assert after["playing"] and after["track"] == "kept" and 0 <= after["time"] - before["time"] <= passed + 0.05
