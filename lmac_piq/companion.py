@@ -325,9 +325,10 @@ class Site:
     groups: Mapping[str, list[tuple[str, str]]]        # group -> (name, label) of its exhibits
     pages: Sequence[tuple[str, str]] = (("disagreements", "Disagreements"), ("failures", "Failures"))
 
-def _player() -> str:
-    "The player's style and module, which lends its `mount` to companion.js."
-    return f'<style>{(_STATIC / "player.css").read_text(encoding="utf8")}</style><script type="module">{(_STATIC / "player.js").read_text(encoding="utf8")}\nwindow.mountPlayer = mount;</script>'
+def _shared() -> dict[str, str]:
+    "The files that all pages load. The player's module becomes a plain script: a page opened from a disk may load no module from there; it lends its `mount` to companion.js."
+    text = {name: (_STATIC / name).read_text(encoding="utf8") for name in ("companion.css", "companion.js", "player.css", "player.js")}
+    return text | {"player.js": f'(() => {{\n{re.sub(r"^export (default .*)?", "", text["player.js"], flags=re.M)}\nwindow.mountPlayer = mount;\n}})();\n'}
 
 def _nav(site: Site, here: str) -> str:
     "The list of pages, by group; the page at hand is marked."
@@ -337,9 +338,9 @@ def _nav(site: Site, here: str) -> str:
 
 def _site_page(site: Site, here: str, title: str, body: str, main: str = "", player: bool = True) -> str:
     "A whole page; `main` are attributes of its main part, `player` says whether sounds are played on it."
-    scripts = f'{_player()}<script src="companion.js"></script><noscript><p>Players and lists of clips need JavaScript; tables and definitions do not.</p></noscript>' if player else ""
+    scripts = '<script src="player.js"></script><script src="companion.js"></script><noscript><p>Players and lists of clips need JavaScript; tables and definitions do not.</p></noscript>' if player else ""
     head = (f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
-            f'<link rel="icon" href="data:,"><link rel="stylesheet" href="companion.css">')
+            f'<link rel="icon" href="data:,"><link rel="stylesheet" href="companion.css">' + '<link rel="stylesheet" href="player.css">' * player)
     top = f'<a class="skip" href="#main">skip to content</a><header><div><a class="brand" href="index.html">Companion<small>{html.escape(site.title)}</small></a>{_nav(site, here)}</div></header>'
     foot = f"<footer>Made with lmac_piq {html.escape(__version__)}. Original, kept and removed are played at one gain; nothing is normalised.</footer>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{top}<main id="main"{main}>{body}</main>{foot}{scripts}</body></html>\n'
@@ -534,7 +535,7 @@ def build_site(exhibits: Iterable[Exhibit], folder: str | Path, title: str, ask:
     if not _ours(folder): raise ValueError(f"{folder} holds files that are no companion site: choose another folder or empty it")
     shutil.rmtree(draft, ignore_errors=True); draft.mkdir(parents=True)
     site = Site(title, {g: [(x.name, x.label) for x in exhibits if x.group == g] for g in dict.fromkeys(x.group for x in exhibits)})
-    for name in ("companion.css", "companion.js"): (draft / name).write_text((_STATIC / name).read_text(encoding="utf8"), encoding="utf8")
+    for name, text in _shared().items(): (draft / name).write_text(text, encoding="utf8")
     shown = [_write_exhibit(x, draft, ask) for x in tqdm(exhibits, desc="companion", disable=not progress)]
     pages = {f"{b.x.name}.html": _exhibit_page(site, b, ask) for b in shown} | {f"{b.x.name}-clips.html": _cell_page(site, b) for b in shown}
     pages |= {"disagreements.html": _disagreement_page(site, shown, ask), "failures.html": _failure_page(site, shown, ask)}
