@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "  Variables: PRESET=smoke|cpu|paper DEVICE=auto|cpu|cuda UNIT=name BUDGET=seconds (paper), WORKERS=2 (test), KILLS=9 (torture), SECONDS=60 (fuzz), PYTHON=python3 (setup)"
+	@echo "  Variables: PRESET=smoke|cpu|paper DEVICE=auto|cpu|cuda UNIT=name ONLY='piq' BUDGET=seconds (paper), WORKERS=2 (test), KILLS=9 (torture), SECONDS=60 (fuzz), PYTHON=python3 (setup)"
 
 setup:  ## make or reuse .venv (Python 3.11 or newer)
 	@$(PYTHON) tools/setup_env.py
@@ -36,7 +36,7 @@ bench: setup  ## time explanations, metrics and training beside their peers, 12 
 	@for table in runs/bench/bench_*.csv; do case $$table in *_times.csv) ;; *) echo "$$table"; column -s, -t $$table || cat $$table;; esac; done
 
 paper: setup  ## regenerate tables, figures and audio with one preset; redoes only what changed
-	$(BIN)/lmac-piq paper --preset $(PRESET) --device $(DEVICE) $(if $(UNIT),--unit $(UNIT)) $(if $(BUDGET),--budget $(BUDGET))
+	$(BIN)/lmac-piq paper --preset $(PRESET) --device $(DEVICE) $(if $(UNIT),--unit $(UNIT)) $(if $(BUDGET),--budget $(BUDGET)) $(ONLY)
 
 page: setup  ## a site from a run (PRESET): every number of its tables leads to clips that can be heard
 	$(BIN)/python -c "import sys; from lmac_piq.companion import site_command; sys.exit(site_command())" $(PRESET)

@@ -445,16 +445,17 @@ def publish(preset: str) -> Path:
     return target
 
 # %% ../nbs/80_experiment.ipynb #10e19573
-def paper(preset: str = "smoke", device: str = "auto", only: Sequence[str] = (), cores: int = 0,
-          budget: float = float("inf")  # seconds after which training stops at a checkpoint and nothing new is begun
+def paper(preset: str = "smoke", device: str = "auto",
+          only: Sequence[str] = (),  # files, or names of targets of the graph: piq, piq_sounds, piq_images
+          cores: int = 0, budget: float = float("inf")  # seconds after which training stops at a checkpoint and nothing new is begun
          ) -> int:
-    "Make every table, figure and audio example of a preset (or only some files) on `cores` (0: two, if there are); the exit code, 0 when the budget ended it."
+    "Make every table, figure and audio example of a preset (or only some of them) on `cores` (0: two, if there are); the exit code, 0 when the budget ended it."
     get_plan(preset, "scenes"); pick_device(device)
     for plan in PRESETS[preset].values():
         if plan.dataset == "esc50": ESC50(); noise_pack(); speech_pack(); find("fsdd")
     deadline = [f"deadline={int(time.time() + budget)}"] if np.isfinite(budget) else []
     command = [sys.executable, "-m", "snakemake", "-s", str(project_root() / "paper_figures" / "Snakefile"), "-d", str(project_root()), "--cores", str(cores or min(2, os.cpu_count() or 1)), "--rerun-triggers", "mtime",
-               "params", "--rerun-incomplete", "--quiet", "all", "--config", f"preset={preset}", f"device={device}", *deadline, *(["--", *(str(Path(p).resolve()) for p in only)] if only else [])]
+               "params", "--rerun-incomplete", "--quiet", "all", "--config", f"preset={preset}", f"device={device}", *deadline, *(["--", *(str(Path(p).resolve()) if Path(p).suffix else str(p) for p in only)] if only else [])]
     print(f"preset {preset} on {device_name(pick_device(device))}; artefacts in {run_folder(preset)}", flush=True)
     start = time.monotonic()
     code = run_until(command) if deadline else subprocess.run(command, stdin=subprocess.DEVNULL).returncode

@@ -25,7 +25,7 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess:
 def test_every_preset_has_needs_that_a_scheduler_can_read():
     assert set(NEEDS) == set(PRESETS)
     for kinds in NEEDS.values():
-        assert set(kinds) == {"train", "evidence", "draw"} and all(n.gpu in (0, 1) and n.threads >= 1 and n.mem_mb >= 1000 and n.runtime >= 10 for n in kinds.values())
+        assert set(kinds) == {"train", "evidence", "piq", "draw"} and all(n.gpu in (0, 1) and n.threads >= 1 and n.mem_mb >= 1000 and n.runtime >= 10 for n in kinds.values())
         assert kinds["draw"].gpu == 0 and kinds["draw"].runtime <= kinds["train"].runtime
     with pytest.raises(ValueError, match="laptop"): need_of("laptop", "evaluate")
     asked = needs("paper", "train_lmac")
