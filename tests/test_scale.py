@@ -150,7 +150,7 @@ def lmacs(tmp_path_factory) -> dict[int, Path]:
     "The tiny L-MAC on scenes by the command, alone and with two processes, on one classifier"
     runs = {n: tmp_path_factory.mktemp(f"lmac{n}") for n in (1, 2)}
     with pytest.MonkeyPatch.context() as m:
-        m.setenv("LMAC_PIQ_RUNS", str(runs[1])); train_unit("tiny", "scenes-classifier", "cpu", progress=False)
+        m.setenv("LMAC_PIQ_RUNS", str(runs[1])); torch.set_num_threads(1); train_unit("tiny", "scenes-classifier", "cpu", progress=False)
         with pytest.raises(FileNotFoundError, match="scenes-lmac-0"): train_unit("tiny", "scenes-tuned-4-0.6", "cpu")
         assert train_unit("tiny", "scenes-classifier", "cpu") is None
         (runs[2]/"tiny").mkdir(); shutil.copytree(runs[1]/"tiny/scenes", runs[2]/"tiny/scenes")
