@@ -201,7 +201,7 @@ def _begin(self: Explorer, title: str, wave: Tensor) -> None:
     self.first = explain(self.model, Everything(), wave)
     self.title, self.wave, self.null, self.target = title, wave, None, None
     self.gain = _HEADROOM / float(wave.abs().max())
-    self._layers, self._ranks = {}, {}
+    self._layers, self._ranks, self._drawn = {}, {}, {}
 
 # %% ../nbs/71_explorer.ipynb #a0def141
 @patch
@@ -370,7 +370,7 @@ def coded(self: Explorer, heard: Mapping[str, Comparison]) -> Layer | None:
 @patch
 def tracks(self: Explorer, heard: Mapping[str, Comparison]) -> dict:
     "What the player is given. That another class was asked for is said in the panel, so the player's remarks leave it out."
-    data = player_data(list(heard.values()))
+    data = player_data(list(heard.values()), self._drawn)
     of = f"explained by {', '.join(heard)}" if self.null is None else f"{_NULLS[self.null][0]} in the place of {', '.join(heard)}"
     note = [(f"{c.explainer}: " if len(heard) > 1 else "") + text for c in heard.values() for text in remarks(replace(c, target=c.predicted))]
     return data | dict(subtitle=f"{of}, {self.position()}", note=note)

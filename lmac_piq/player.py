@@ -7,7 +7,7 @@ __all__ = ['Playable', 'on_edges', 'khz_ticks', 'edge_picture', 'player_data', '
            'page', 'TripletPlayer']
 
 # %% ../nbs/74_player.ipynb #6a6ecf03
-import base64, html, io, json, math, os
+import base64, html, io, json, math, os, zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -47,17 +47,25 @@ def khz_ticks(sample_rate: int) -> list[tuple[float, float]]:
     return [(k, round(float(to_mel(k) / to_mel(nyquist)), 4)) for k in (0, 0.5, 1, 2, 4, 8, 16) if k <= nyquist]
 
 # %% ../nbs/74_player.ipynb #fb8711f8
-def edge_picture(c: Comparison, mask: Tensor | None, size: tuple[int, int] = (420, 150), level: Tensor | None = None) -> bytes:
-    "PNG of the spectrogram without margins: in colour where the mask is 1 (everywhere, if it is None), in grey where it is 0. `level` is the drawn spectrogram, if it is there already."
-    level = on_edges(relative_db(c.values), c, size) if level is None else level
-    levels, shares = (64, 1) if mask is None else (36, 7)            # a palette of levels for each share that is kept, so that no colour has to be looked for
-    index = ((levels - 1) * (1 - level / _FLOOR_DB)).round()
-    if mask is not None: index += levels * ((shares - 1) * on_edges(mask, c, size).clamp(0, 1)).round()
+@cache
+def _palette(levels: int, shares: int) -> bytes:
+    "RGB of every level at every share that is kept; a single share stands for all kept."
     ramp, share = torch.linspace(_FLOOR_DB, 0, levels).expand(shares, -1), torch.linspace(0, 1, shares)[:, None].expand(-1, levels)
+    return (255 * two_inks(ramp, share if shares > 1 else None)).round().astype(np.uint8).tobytes()
+
+def _inked(level: Tensor, kept: Tensor | None = None) -> bytes:
+    "PNG of a level in dB and the share kept, as pixels."
+    levels, shares = (64, 1) if kept is None else (36, 7)
+    index = ((levels - 1) * (1 - level / _FLOOR_DB)).round()
+    if kept is not None: index += levels * ((shares - 1) * kept.clamp(0, 1)).round()
     picture, buffer = Image.fromarray(index.byte().numpy()[::-1]), io.BytesIO()
-    picture.putpalette((255 * two_inks(ramp, None if mask is None else share)).round().astype(np.uint8).tobytes())
-    picture.save(buffer, "PNG", optimize=True)
+    picture.putpalette(_palette(levels, shares))
+    picture.save(buffer, "PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
+
+def edge_picture(c: Comparison, mask: Tensor | None, size: tuple[int, int] = (420, 150)) -> bytes:
+    "PNG of the spectrogram without margins: in colour where the mask is 1 (everywhere, if it is None), in grey where it is 0."
+    return _inked(on_edges(relative_db(c.values), c, size), None if mask is None else on_edges(mask, c, size))
 
 # %% ../nbs/74_player.ipynb #0e175e7c
 def _url(kind: str, data: bytes) -> str:
@@ -70,13 +78,29 @@ def _top(probs: Tensor, classes: list[str], targets: Sequence[int], n: int = 3) 
     shown = [k for rank, k in enumerate(best) if rank < n or k in targets]
     return [dict(name=spoken(classes[k]), p=round(float(probs[k]), 6), text=percent(float(probs[k])), target=k in targets) for k in shown]
 
-def _track(c: Comparison, part: str, gain: float, targets: Sequence[int], method: str | None, level: Tensor | None) -> dict:
-    "One track: name, label, sound or image, picture, classes, what is left."
-    track = dict(name=part if method is None or part == "original" else f"{part}: {method}", label=part.capitalize(), method=None if part == "original" else method,
+def _track(c: Comparison, part: str, gain: float, targets: Sequence[int], method: str | None) -> dict:
+    "One track without its media: name, label, classes, what is left."
+    return dict(name=part if method is None or part == "original" else f"{part}: {method}", label=part.capitalize(), method=None if part == "original" else method,
                  detail=what_is_left(c, part, gain), top=_top(c.probs[part], c.classes, targets))
-    if c.sample_rate is None: return track | dict(image=_url("image/png", image_png(c.signals[part])))
-    mask = dict(original=None, kept=c.mask, removed=1 - c.mask)[part]
-    return track | dict(silent=is_silent(c.signals[part], gain), wav=_url("audio/wav", wav_bytes(c.signals[part], c.sample_rate, gain)), png=_url("image/png", edge_picture(c, mask, level=level)))
+
+def _sound(c: Comparison, part: str, gain: float) -> dict:
+    "What is heard of a track."
+    return dict(silent=is_silent(c.signals[part], gain), wav=_url("audio/wav", wav_bytes(c.signals[part], c.sample_rate, gain)))
+
+def _picture(level: Tensor, kept: Tensor | None = None) -> dict:
+    "What is seen of a track."
+    return dict(png=_url("image/png", _inked(level, kept)))
+
+def _first_media(c: Comparison, gain: float, drawn: dict) -> dict:
+    "Sound and picture of the original, which stays the same for as long as a mask of it is turned."
+    if "level" not in drawn: drawn["level"] = on_edges(relative_db(c.values), c); drawn["picture"] = _picture(drawn["level"])
+    if drawn.get("gain") != gain: drawn |= dict(gain=gain, sound=_sound(c, "original", gain))
+    return drawn["sound"] | drawn["picture"]
+
+def _media(c: Comparison, gain: float, level: Tensor) -> dict[str, dict]:
+    "Sound and picture of kept and removed: the mask is drawn once, what it leaves is the rest."
+    kept = on_edges(c.mask, c)
+    return {part: _sound(c, part, gain) | _picture(level, share) for part, share in (("kept", kept), ("removed", 1 - kept))}
 
 # %% ../nbs/74_player.ipynb #fe6200da
 def _together(cs: Sequence[Comparison]) -> tuple[str, list[str | None]]:
@@ -91,14 +115,18 @@ def _together(cs: Sequence[Comparison]) -> tuple[str, list[str | None]]:
 
 Playable = Comparison | Explanation | Sequence[Comparison | Explanation]   # of one item; several are of the same clip, by several methods or for several classes
 
-def player_data(c: Playable) -> dict: # ready for JSON
+def player_data(c: Playable,
+                drawn: dict | None = None # of this clip before: given again, the original is not drawn again
+               ) -> dict:                 # ready for JSON
     "What the player is given: tracks at one gain, each with sound, picture and the classifier's answer."
     cs = [_one(x) if isinstance(x, Explanation) else x for x in ([c] if isinstance(c, Comparison | Explanation) else c)]
     title, called = _together(cs)
     first, targets, gain = cs[0], {c.target for c in cs}, min(c.gain for c in cs)
-    level = None if first.sample_rate is None else on_edges(relative_db(first.values), first)      # the same clip: drawn once
-    tracks = [_track(first, "original", gain, targets, None, level)]
-    tracks += [_track(c, part, gain, [c.target], method, level) for c, method in zip(cs, called) for part in ("kept", "removed")]
+    drawn = {} if drawn is None else drawn
+    if first.sample_rate is None: media = lambda c: {part: dict(image=_url("image/png", image_png(signal))) for part, signal in c.signals.items()}; original = media(first)["original"]
+    else: original = _first_media(first, gain, drawn); media = lambda c: _media(c, gain, drawn["level"])
+    tracks = [_track(first, "original", gain, targets, None) | original]
+    tracks += [_track(c, part, gain, [c.target], method) | made[part] for c, method in zip(cs, called) for made in [media(c)] for part in ("kept", "removed")]
     note = [f"{method}: {text}" if method else text for c, method in zip(cs, called) for text in remarks(c)]
     data = dict(title=title, subtitle=f"explained by {', '.join(dict.fromkeys(c.explainer for c in cs))}", target=title, note=note, tracks=tracks)
     if first.sample_rate is None: return data | dict(sample_rate=None, duration=None, gain_db=None, picture=None)
