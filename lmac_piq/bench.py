@@ -298,12 +298,13 @@ def ratio_figure(table: pd.DataFrame,      # of `ratio_table`
     _signed(figure); return figure
 
 def scaling_figure(table: pd.DataFrame) -> Figure:
-    "Seconds against size, a panel for each thing that grows, both axes logarithmic."
-    panels = list(table.groupby("grows", sort=False)); figure = Figure(figsize=(2.1 * len(panels), 2.5), dpi=80, layout="constrained")
-    for ax, (name, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        ax.loglog(part["size"], part["seconds"], "o-", color=COLOURS[0], ms=4, lw=1.3)
-        ax.set_xticks(part["size"], [f"{s:g}" for s in part["size"]]); ax.set_xticks([], minor=True)
-        ax.set_xlabel(name, fontsize=8); ax.set_ylabel("time (s)" if ax.get_subplotspec().is_first_col() else "", fontsize=8); bare(ax)
+    "Milliseconds against size, a panel for each thing that grows, on one logarithmic axis; the dashed line is growth in proportion."
+    panels = list(table.groupby("grows", sort=False)); figure = Figure(figsize=(1.8 * len(panels) + 0.6, 2.8), dpi=80, layout="constrained")
+    for ax, (name, part) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels):
+        size, ms = part["size"].to_numpy(), 1000 * part["seconds"].to_numpy()
+        ax.loglog(size, ms[0] * size / size[0], ls="--", color="0.6", lw=0.9); ax.loglog(size, ms, "o-", color=COLOURS[0], ms=4, lw=1.3)
+        ax.set_xticks(size, [f"{s:g}" for s in size]); ax.set_xticks([], minor=True); ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_ylim(0.7 * 1000 * table["seconds"].min(), 2.5 * 1000 * table["seconds"].max()); ax.set_xlabel(name, fontsize=8); ax.set_ylabel("time (ms)" if ax.get_subplotspec().is_first_col() else "", fontsize=8); bare(ax)
     _signed(figure); return figure
 
 # %% ../nbs/88_bench.ipynb #8febc2c1
