@@ -27,6 +27,7 @@ from .annotation import FixedMask, SegmentationNet, annotated, centre_box, full_
 from .baselines import ActivationNorm, GradCAM, IntegratedGradients, LIME, LoudestBins, Saliency, SmoothGrad, nulls
 from .classifier import AudioClassifier, Augment, Explainable, ImageAugment, ImageClassifier, accuracy, image_loss
 from .codebook import Codebook, code_usage
+from .codes import code_examples
 from .data import Batch, ImageSet, batches, image_set, sha256_file
 from .decoder import ImageDecoder
 from .evidence import spread, stored, truth_of, write_table
@@ -452,14 +453,15 @@ def overlap_examples(preset: str, name: str, n: int = 5, ratio: float | None = N
     return overlap_panel(model, [*(load_piq(root, v, plan.seeds[0], model) for v in wanted), LMAC.from_pretrained(root / "lmac", model)], pairs, (0.0 if plan.is_sound else 0.5) if ratio is None else ratio)
 
 def load_gallery(preset: str, name: str) -> dict:
-    "What the codebook gallery draws: the interpreter, its classifier, counts of its codes on training items, and values of the drawing's size."
+    "What the codebook gallery draws: the interpreter, its classifier, counts of its codes on training items, values of the drawing's size, and where codes draw the mask of a sound, the best example of each."
     plan, root = get_piq_plan(preset, name), piq_folder(preset, name)
     source, model = load_source(plan), load_base(root / "classifier")
     piq = load_piq(root, "piq", plan.seeds[0], model)
-    hits = count_codes(piq, model, (source.interpreter[i] for i in batches(spread(len(source.interpreter), 2000), 100)))
+    items = lambda: (source.interpreter[i] for i in batches(spread(len(source.interpreter), 2000), 100))
+    hits, examples = count_codes(piq, model, items()), code_examples(piq, model, items()) if plan.is_sound and piq.task.output == "mask" else None
     values = model.represent(source.test[[0]].x).values
     codes = explain(model, piq, source.test[[0]].x).attribution.extras["codes"]
-    return dict(piq=piq, model=model, hits=hits, like=values, grid=tuple(codes.shape[1:]))
+    return dict(piq=piq, model=model, hits=hits, like=values, grid=tuple(codes.shape[1:]), examples=examples)
 
 def concept_examples(preset: str, name: str, n: int = 6) -> dict:
     "What the concept figure draws: the classifier, interpreters with and without concept, the annotation model, and some test images."

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from .annotation import Annotator, iou
 from .classifier import Explainable
+from .codes import CodeExamples
 from .data import Batch
 from .explanation import Explainer, Explanation, explain, frozen
-from .listen import relative_db, two_inks
+from .listen import _FLOOR_DB, percent, relative_db, two_inks
 from .metrics import METRICS, summarise
 from .overlap import AGREEMENTS, overlap_differences, overlap_table, output_of
 from .piq import PIQ, code_patches
@@ -72,6 +73,20 @@ def _patch(ax: Axes, pixels: np.ndarray, share: float, extent: tuple[float, ...]
     ax.set_title("dead" if not share else f"{100 * share:.0f} %" if share >= 0.005 else "<1 %", fontsize=7, pad=2)
     ax.set(xticks=[], yticks=[], xlim=(left, right), ylim=(low, high))
 
+# %% ../nbs/85_piq_report.ipynb #c925e0f3
+def _grounds(patches: Tensor) -> np.ndarray:
+    "What lies under codes as RGB [n, H, W, 3]: levels in dB, or pixels; grey outside of the clip."
+    outside, inside = patches.isnan(), patches.nan_to_num(_FLOOR_DB if patches.ndim == 3 else 0.0)
+    inks = two_inks(inside) if patches.ndim == 3 else inside.clamp(0, 1).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    return np.where((outside if patches.ndim == 3 else outside[:, 0]).numpy()[..., None], 0.5, inks)
+
+def _placed(line: Sequence[Axes], middles: Tensor, masks: Tensor | None, khz: float | None) -> None:
+    "Under each picture: at what frequency that is, with `khz` for each bin of a sound, and the mean of the mask that the code draws."
+    for k, ax in enumerate(line[:len(middles)]):
+        if middles[k].isnan().any(): continue
+        said = ([f"{float(middles[k, 0]) * khz:.1f} kHz"] if khz else []) + ([] if masks is None else [percent(float(masks[k].mean()))])
+        ax.set_xlabel(", ".join(said), fontsize=6, labelpad=1)
+
 # %% ../nbs/85_piq_report.ipynb #27210162
 def _extent(model: Explainable, like: Tensor, patch: Tensor) -> tuple[float, float, float, float] | None:
     "Seconds and kHz that a patch of a sound spans; None for images."
@@ -87,21 +102,26 @@ def codebook_gallery(piq: PIQ, model: Explainable,
                      classes: Sequence[str] | None = None, # which; default ten, evenly spread
                      per_class: int = 10,                  # codes per line, the most used first
                      grid: tuple[int, int] | None = None,  # of codes [h, w]; default what `like` is encoded to
-                     strides: float = 3.0                  # cells of the grid that a patch shows each way
+                     strides: float = 3.0,                 # cells of the grid that a patch shows each way
+                     examples: CodeExamples | None = None  # of `code_examples`: shown in the place of what is drawn
                     ) -> Figure:
-    "What the codes of each class draw, with their share of the class's choices; dead codes are crossed."
+    "What the codes of each class draw, or with `examples` what they stand for, with their share of the class's choices; dead codes are crossed."
     lines, like = _shelves(piq, model, hits, classes, per_class), like[:1].to(piq.codebook.rows.device)
     with frozen(model), frozen(piq): grid = grid or tuple(piq.body.encode(model.classify(like).features).shape[-2:])
     patches = [_centre(code_patches(piq, rows.to(like.device), grid, like), grid, strides) for _, rows, _ in lines]
-    pixels, extent = _inks(torch.cat(patches), piq.task.output == "mask"), _extent(model, like, patches[0])
-    figure = Figure(figsize=(0.72 * per_class + 1.5, 0.88 * len(lines) + 0.3 * (extent is not None) + 0.2), dpi=80, layout="constrained")
+    chosen, shown = torch.cat([rows for _, rows, _ in lines]), torch.cat(patches) if examples is None else examples.patches
+    pixels, extent = _inks(shown, piq.task.output == "mask") if examples is None else _grounds(shown[chosen]), _extent(model, like, shown[0])
+    figure = Figure(figsize=(0.72 * per_class + 1.5, (0.88 + 0.16 * (examples is not None)) * len(lines) + 0.3 * (extent is not None) + 0.2), dpi=80, layout="constrained")
     axes, start = figure.subplots(len(lines), per_class, squeeze=False), 0
     for line, (title, rows, shares) in zip(axes, lines):
         line[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
         for ax, picture, share in zip(line, pixels[start:], shares.tolist()): _patch(ax, picture, share, extent)
         for ax in line[len(rows):]: ax.set_visible(False)
+        if examples is not None: _placed(line, examples.middles[rows], torch.cat(patches)[start:start + len(rows)] if piq.task.output == "mask" else None, extent and extent[3] / shown.shape[-2])
         start += len(rows)
-    if extent: axes[-1, 0].set_xlabel(f"{extent[1]:.1f} s wide\n{extent[3]:.1f} kHz high", fontsize=7)
+    if extent and examples is None: axes[-1, 0].set_xlabel(f"{extent[1]:.1f} s wide\n{extent[3]:.1f} kHz high", fontsize=7)
+    if extent and examples is not None: figure.supxlabel(f"Above: share of the class's choices. Below: frequency of the example{', and what the mask keeps of it' * (piq.task.output == 'mask')}.\n"
+                                                         f"Picture: the place that the code fits best, {extent[1]:.1f} s wide, {extent[3]:.1f} kHz high, {_FLOOR_DB:g} to 0 dB re the loudest bin of its clip.".replace("-", "−"), fontsize=7)
     return figure
 
 # %% ../nbs/85_piq_report.ipynb #7d6f454e
