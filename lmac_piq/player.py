@@ -7,7 +7,7 @@ __all__ = ['Playable', 'on_edges', 'khz_ticks', 'edge_picture', 'player_data', '
            'page', 'TripletPlayer']
 
 # %% ../nbs/74_player.ipynb #6a6ecf03
-import base64, html, io, json, math, os, zlib
+import base64, html, io, json, math, os
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -60,7 +60,7 @@ def _inked(level: Tensor, kept: Tensor | None = None) -> bytes:
     if kept is not None: index += levels * ((shares - 1) * kept.clamp(0, 1)).round()
     picture, buffer = Image.fromarray(index.byte().numpy()[::-1]), io.BytesIO()
     picture.putpalette(_palette(levels, shares))
-    picture.save(buffer, "PNG", compress_type=zlib.Z_RLE)
+    picture.save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
 
 def edge_picture(c: Comparison, mask: Tensor | None, size: tuple[int, int] = (420, 150)) -> bytes:

@@ -74,12 +74,13 @@ def test_explain_a_file_from_the_command_line(runs, tmp_path):
 @pytest.mark.parametrize("target, said", [("scenes/classifier/manifest.json", "stopped at a checkpoint"), ("report/table_own_classifier.csv", "stopped before its end")], ids=["pauses", "cannot pause"])
 def test_a_budget_ends_the_run(target, said, tmp_path):
     "A stage that can pause leaves a checkpoint; one that cannot is ended at the deadline, and leaves nothing"
-    program = f"import sys; from lmac_piq.experiment import paper, run_folder; sys.exit(paper('smoke', 'cpu', [run_folder('smoke') / '{target}'], budget=25))"
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"LMAC_PIQ_RUNS": str(tmp_path)}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "stopped after" in done.stdout and (said in done.stdout or "not begun" in done.stdout), done.stdout + done.stderr     # not begun: a busy machine
-    assert time.monotonic() - start < 120 and not (tmp_path / "smoke" / target).exists()
-    assert "not begun" in done.stdout or (tmp_path / "smoke/scenes/classifier/fit/checkpoint.pt").exists() == (said == "stopped at a checkpoint")
+    for budget in (25, 40, 60):                                                # a busy machine may not have begun anything in the first one
+        program, start = f"import sys; from lmac_piq.experiment import paper, run_folder; sys.exit(paper('smoke', 'cpu', [run_folder('smoke') / '{target}'], budget={budget}))", time.monotonic()
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"LMAC_PIQ_RUNS": str(tmp_path)}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and "stopped after" in done.stdout and time.monotonic() - start < budget + 95, done.stdout + done.stderr
+        assert not (tmp_path / "smoke" / target).exists()
+        if "not begun" not in done.stdout: break
+    assert said in done.stdout and (tmp_path / "smoke/scenes/classifier/fit/checkpoint.pt").exists() == (said == "stopped at a checkpoint"), done.stdout
 
 
 @pytest.mark.parametrize("args, word", [(["paper", "--preset", "laptop"], "laptop"), (["paper", "--preset", "smoke", "--device", "cuda:9"], "cuda:9"),
