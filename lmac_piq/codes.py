@@ -260,6 +260,7 @@ def _closest(distance: np.ndarray, codes: np.ndarray) -> dict[int, int]:
     found, first = np.unique(codes[order], return_index=True)
     return dict(zip(found.tolist(), order[first].tolist()))
 
+# %% ../nbs/75_codes.ipynb #0a5a8392
 @torch.no_grad()
 def code_examples(piq: PIQ, model: Explainable, stream: Iterable, cells: int = 3) -> CodeExamples:
     "The best example of every row in a stream of batches with inputs `x`, for their predicted classes: a window of so many cells each way."

@@ -80,12 +80,24 @@ def _grounds(patches: Tensor) -> np.ndarray:
     inks = two_inks(inside) if patches.ndim == 3 else inside.clamp(0, 1).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
     return np.where((outside if patches.ndim == 3 else outside[:, 0]).numpy()[..., None], 0.5, inks)
 
+def _shelf(line: Sequence[Axes], title: str, pixels: np.ndarray, shares: Tensor, extent: tuple[float, ...] | None) -> None:
+    "A line of a gallery: its title, and a picture for each share."
+    line[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
+    for ax, picture, share in zip(line, pixels, shares.tolist()): _patch(ax, picture, share, extent)
+    for ax in line[len(shares):]: ax.set_visible(False)
+
 def _placed(line: Sequence[Axes], middles: Tensor, masks: Tensor | None, khz: float | None) -> None:
     "Under each picture: at what frequency that is, with `khz` for each bin of a sound, and the mean of the mask that the code draws."
     for k, ax in enumerate(line[:len(middles)]):
         if middles[k].isnan().any(): continue
         said = ([f"{float(middles[k, 0]) * khz:.1f} kHz"] if khz else []) + ([] if masks is None else [percent(float(masks[k].mean()))])
         ax.set_xlabel(", ".join(said), fontsize=6, labelpad=1)
+
+def _legend(figure: Figure, last: Axes, extent: tuple[float, ...], mask: bool, examples: bool) -> None:
+    "How large the pictures of a sound are, and with examples what stands above and below them."
+    if not examples: last.set_xlabel(f"{extent[1]:.1f} s wide\n{extent[3]:.1f} kHz high", fontsize=7); return
+    figure.supxlabel(f"Above: share of the class's choices. Below: frequency of the example{', and what the mask keeps of it' * mask}.\nPicture: the place that the code fits best, "
+                     f"{extent[1]:.1f} s wide, {extent[3]:.1f} kHz high, {_FLOOR_DB:g} to 0 dB re the loudest bin of its clip.".replace("-", "−"), fontsize=7)
 
 # %% ../nbs/85_piq_report.ipynb #27210162
 def _extent(model: Explainable, like: Tensor, patch: Tensor) -> tuple[float, float, float, float] | None:
@@ -114,14 +126,10 @@ def codebook_gallery(piq: PIQ, model: Explainable,
     figure = Figure(figsize=(0.72 * per_class + 1.5, (0.88 + 0.16 * (examples is not None)) * len(lines) + 0.3 * (extent is not None) + 0.2), dpi=80, layout="constrained")
     axes, start = figure.subplots(len(lines), per_class, squeeze=False), 0
     for line, (title, rows, shares) in zip(axes, lines):
-        line[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
-        for ax, picture, share in zip(line, pixels[start:], shares.tolist()): _patch(ax, picture, share, extent)
-        for ax in line[len(rows):]: ax.set_visible(False)
+        _shelf(line, title, pixels[start:], shares, extent)
         if examples is not None: _placed(line, examples.middles[rows], torch.cat(patches)[start:start + len(rows)] if piq.task.output == "mask" else None, extent and extent[3] / shown.shape[-2])
         start += len(rows)
-    if extent and examples is None: axes[-1, 0].set_xlabel(f"{extent[1]:.1f} s wide\n{extent[3]:.1f} kHz high", fontsize=7)
-    if extent and examples is not None: figure.supxlabel(f"Above: share of the class's choices. Below: frequency of the example{', and what the mask keeps of it' * (piq.task.output == 'mask')}.\n"
-                                                         f"Picture: the place that the code fits best, {extent[1]:.1f} s wide, {extent[3]:.1f} kHz high, {_FLOOR_DB:g} to 0 dB re the loudest bin of its clip.".replace("-", "−"), fontsize=7)
+    if extent: _legend(figure, axes[-1, 0], extent, piq.task.output == "mask", examples is not None)
     return figure
 
 # %% ../nbs/85_piq_report.ipynb #7d6f454e

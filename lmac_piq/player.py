@@ -83,6 +83,7 @@ def _track(c: Comparison, part: str, gain: float, targets: Sequence[int], method
     return dict(name=part if method is None or part == "original" else f"{part}: {method}", label=part.capitalize(), method=None if part == "original" else method,
                  detail=what_is_left(c, part, gain), top=_top(c.probs[part], c.classes, targets))
 
+# %% ../nbs/74_player.ipynb #d11b1a6f
 def _sound(c: Comparison, part: str, gain: float) -> dict:
     "What is heard of a track."
     return dict(silent=is_silent(c.signals[part], gain), wav=_url("audio/wav", wav_bytes(c.signals[part], c.sample_rate, gain)))
@@ -113,6 +114,7 @@ def _together(cs: Sequence[Comparison]) -> tuple[str, list[str | None]]:
     if len(set(called)) < len(called): raise ValueError(f"two comparisons have the same name in {called}: rename one, as in `replace(c, explainer='L-MAC, again')`")
     return ", ".join(spoken(first.classes[k]) for k in targets), called if len(cs) > 1 else [None]
 
+# %% ../nbs/74_player.ipynb #09275a89
 Playable = Comparison | Explanation | Sequence[Comparison | Explanation]   # of one item; several are of the same clip, by several methods or for several classes
 
 def player_data(c: Playable,
