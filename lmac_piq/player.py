@@ -207,10 +207,25 @@ def save_page(self: Explanation, dir: str | os.PathLike, title: str | None = Non
     return page(self, title or f"{self.explainer_name}: what it keeps and what it removes", Path(dir) / "index.html")
 
 # %% ../nbs/74_player.ipynb #4423a342
+def _sent(value: str) -> str | bytes:
+    "A data URL as it travels to a widget: sounds as bytes, the rest as it is."
+    return base64.b64decode(value.split(",", 1)[1]) if value.startswith("data:audio") else value
+
+def _first(data: dict) -> dict:
+    "Sound and picture of the original."
+    return {k: _sent(data["tracks"][0][k]) for k in ("wav", "png") if k in data["tracks"][0]}
+
+def _rest(data: dict, widget: object) -> dict:
+    "What a widget is sent beside `_first`."
+    bare = {k: v for k, v in data["tracks"][0].items() if k not in ("wav", "png")}
+    tracks = [bare, *({k: _sent(v) if k == "wav" else v for k, v in t.items()} for t in data["tracks"][1:])]
+    return data | dict(tracks=tracks, picture=data["picture"] and data["picture"] | dict(png=None))     # each track has a picture
+
 class TripletPlayer(anywidget.AnyWidget):
     "A live player of one comparison, or of several of the same clip."
     _esm, _css = _STATIC / "player.js", _STATIC / "player.css"
-    data = traitlets.Dict().tag(sync=True)
+    data = traitlets.Dict().tag(sync=True, to_json=_rest)
+    first = traitlets.Dict().tag(sync=True)
     track = traitlets.Unicode("original").tag(sync=True)
     time = traitlets.Float(0.0).tag(sync=True)
     playing = traitlets.Bool(False).tag(sync=True)
@@ -219,12 +234,14 @@ class TripletPlayer(anywidget.AnyWidget):
     beside = traitlets.Unicode().tag(sync=True)   # names the static form that this one hides
 
     def __init__(self, c: Playable | dict):
-        super().__init__(data=c if isinstance(c, dict) else player_data(c), beside=uuid4().hex)
+        data = c if isinstance(c, dict) else player_data(c)
+        super().__init__(data=data, first=_first(data), beside=uuid4().hex)
         self._shown = None
 
     def show(self, c: Playable | dict) -> "TripletPlayer":
         "Play this instead, at the same position, on the track of the same name."
-        self.data = c if isinstance(c, dict) else player_data(c)
+        data = c if isinstance(c, dict) else player_data(c)
+        with self.hold_sync(): self.first, self.data = _first(data), data
         if self._shown: self._shown.update(self._static())
         return self
 
