@@ -36,8 +36,9 @@ def test_a_rule_of_the_graph_that_trains_or_explains_is_not_taken_for_one_that_d
     "Rules that had all cores before they had resources are the ones with `train` or `evidence` needs"
     text = (ROOT/"paper_figures/Snakefile").read_text()
     rules = set(re.findall(r"^rule (\w+):", text, re.M)) - {"everything"}
+    assert need_of("cpu", "train_piq").threads == 1 < need_of("cpu", "evaluate").threads     # images two beside one another, sounds on both cores
     assert {r for r in rules if need_of("paper", r).gpu} == {r for r in rules if r.startswith("train_")} | {"evaluate", "evaluate_piq", "own_classifier", "table_decoders"}
-    assert text.count("resources: **needs(PRESET,") == text.count("    shell:") == text.count("threads: need_of(PRESET,")
+    assert text.count("resources: **needs(PRESET,") == text.count("    shell:") == text.count("threads: need_of(PRESET,") + text.count("threads: as_for(")
 
 
 @pytest.fixture(scope="module")
