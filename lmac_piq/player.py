@@ -221,6 +221,7 @@ def _rest(data: dict, widget: object) -> dict:
     tracks = [bare, *({k: _sent(v) if k == "wav" else v for k, v in t.items()} for t in data["tracks"][1:])]
     return data | dict(tracks=tracks, picture=data["picture"] and data["picture"] | dict(png=None))     # each track has a picture
 
+# %% ../nbs/74_player.ipynb #0a93fb7c
 class TripletPlayer(anywidget.AnyWidget):
     "A live player of one comparison, or of several of the same clip."
     _esm, _css = _STATIC / "player.js", _STATIC / "player.css"
