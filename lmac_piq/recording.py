@@ -378,12 +378,16 @@ def _thinned(n: int, most: int = 600) -> np.ndarray:
     return np.arange(0, n, math.ceil(n / most))
 
 # %% ../nbs/73_recording.ipynb #69e25d48
+def _short(name: str, most: int = 20) -> str:
+    "A name that leaves room for the picture beside it, on a telephone too; the text above has it in full."
+    return name if len(name) <= most else f"{name[:most - 1]}…"
+
 def _draw_classes(ax: Axes, r: Recording) -> QuadMesh:
     "A row per class, a column per window, colour for the probability."
     rows, first = _rows(r), _thinned(len(r.windows))
     edges = np.append(_turns(r)[:-1][first], r.seconds)
     seen = np.fmax.reduceat(np.stack(list(rows.values())), first, axis=1)
-    ax.set_yticks(np.arange(len(rows)) + 0.5, [spoken(name) for name in rows])
+    ax.set_yticks(np.arange(len(rows)) + 0.5, [_short(spoken(name)) for name in rows])
     ax.tick_params(axis="x", bottom=False, labelbottom=False)
     ax.set(ylim=(len(rows), 0), xlim=(0, r.seconds))
     return ax.pcolormesh(edges, np.arange(len(rows) + 1), np.ma.masked_invalid(seen), cmap="magma", vmin=0, vmax=1, rasterized=True)
@@ -475,7 +479,7 @@ def recording_html(r: Recording, base: str | os.PathLike | None = None # the fol
     for part in TRACKS if base is not None else ():
         source = html.escape(urllib.parse.quote(os.path.relpath(r.folder / f"{part}.wav", base)))
         share = "the whole recording" if part == "original" or math.isnan(r.energy(part)) else f"{percent(r.energy(part))} of the energy"
-        parts += f'<figure><audio controls preload="metadata" src="{source}" aria-label="{part}, the whole recording"></audio><figcaption><b>{part.capitalize()}</b><small>{html.escape(share)}</small></figcaption></figure>'
+        parts += f'<figure><audio controls preload="metadata" src="{source}" aria-label="{part}, the whole recording"></audio><figcaption><b>{part.capitalize()}</b> <small>{html.escape(share)}</small></figcaption></figure>'
     return f'<section class="lmac-player plain recording"><p>{html.escape(recording_headline(r))}</p>{notes}{ribbon_html(r)}<div class="tracks">{parts}</div></section>'
 
 def examples_html(r: Recording) -> str:

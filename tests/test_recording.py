@@ -292,7 +292,7 @@ def test_images_are_read_back(tmp_path):
 def test_levels_and_ribbon(odd):
     assert len(odd.levels) == 44 and odd.levels.time_s.iloc[-1] == pytest.approx(4.3) and (odd.levels[list(TRACKS)] >= 0).all().all()
     classes, levels = ribbon(odd).axes[:2]
-    assert classes.get_yticklabels()[0].get_text() == NAMES[1] and levels.get_xlabel() == "time (s)" and levels.get_ylabel() == "level (dB)" and classes.get_xlim() == levels.get_xlim() == (0, odd.seconds)
+    assert classes.get_yticklabels()[0].get_text() == NAMES[1][:19] + "…" and levels.get_xlabel() == "time (s)" and levels.get_ylabel() == "level (dB)" and classes.get_xlim() == levels.get_xlim() == (0, odd.seconds)
 
 def test_a_ribbon_of_hours_is_drawn_in_columns(odd):
     import pandas as pd
