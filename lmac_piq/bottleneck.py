@@ -457,11 +457,11 @@ def load_gallery(preset: str, name: str) -> dict:
     plan, root = get_piq_plan(preset, name), piq_folder(preset, name)
     source, model = load_source(plan), load_base(root / "classifier")
     piq = load_piq(root, "piq", plan.seeds[0], model)
-    items = lambda: (source.interpreter[i] for i in batches(spread(len(source.interpreter), 2000), 100))
-    hits, examples = count_codes(piq, model, items()), code_examples(piq, model, items()) if plan.is_sound and piq.task.output == "mask" else None
-    values = model.represent(source.test[[0]].x).values
+    items = (source.interpreter[i] for i in batches(spread(len(source.interpreter), 2000), 100))
+    examples = code_examples(piq, model, items) if plan.is_sound and piq.task.output == "mask" else None
+    hits = count_codes(piq, model, items) if examples is None else examples.hits
     codes = explain(model, piq, source.test[[0]].x).attribution.extras["codes"]
-    return dict(piq=piq, model=model, hits=hits, like=values, grid=tuple(codes.shape[1:]), examples=examples)
+    return dict(piq=piq, model=model, hits=hits, like=model.represent(source.test[[0]].x).values, grid=tuple(codes.shape[1:]), examples=examples)
 
 def concept_examples(preset: str, name: str, n: int = 6) -> dict:
     "What the concept figure draws: the classifier, interpreters with and without concept, the annotation model, and some test images."

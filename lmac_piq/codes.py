@@ -253,6 +253,7 @@ class CodeExamples(NamedTuple):
     "Where each row fits best."
     patches: Tensor  # [K, (C,) H', W'] what is there: dB re the loudest bin of its clip, or the image; NaN outside of it, and where a row was never chosen
     middles: Tensor  # [K, 2] where that is: bins and frames, or pixels; NaN where a row was never chosen
+    hits: Tensor     # [K] how often each row was chosen, as `count_codes` counts
 
 def _closest(distance: np.ndarray, codes: np.ndarray) -> dict[int, int]:
     "The place of the smallest distance for every code that occurs; of ties, the first."
@@ -264,13 +265,13 @@ def _closest(distance: np.ndarray, codes: np.ndarray) -> dict[int, int]:
 @torch.no_grad()
 def code_examples(piq: PIQ, model: Explainable, stream: Iterable, cells: int = 3) -> CodeExamples:
     "The best example of every row in a stream of batches with inputs `x`, for their predicted classes: a window of so many cells each way."
-    best, patches, middles = np.full(len(piq.codebook.rows), np.inf), {}, torch.full((len(piq.codebook.rows), 2), torch.nan)
+    rows = len(piq.codebook.rows); best, patches, middles, hits = np.full(rows, np.inf), {}, torch.full((rows, 2), torch.nan), torch.zeros(rows, dtype=torch.long)
     for batch in stream:
         rep = model.represent(batch.x.to(next(model.parameters()).device), phase=False); out = model.classify(rep.values)
         with frozen(piq):
             z = piq.body.encode(out.features); codes = piq.codebook(z, out.logits.argmax(1) if piq.codebook.partition else None).indices
         distance = (z.float() - piq.codebook.decode(codes)).square().sum(1).flatten().cpu().numpy()
-        edges = [cell_edges(piq.body, n, size) for n, size in zip(codes.shape[1:], rep.values.shape[-2:])]
+        hits += codes.flatten().bincount(minlength=rows).cpu(); edges = [cell_edges(piq.body, n, size) for n, size in zip(codes.shape[1:], rep.values.shape[-2:])]
         for row, at in _closest(distance, codes.flatten().cpu().numpy()).items():
             if distance[at] >= best[row]: continue
             item, i, j = np.unravel_index(at, codes.shape); here = torch.zeros(codes.shape[1:], dtype=torch.bool); here[i, j] = True
@@ -279,7 +280,7 @@ def code_examples(piq: PIQ, model: Explainable, stream: Iterable, cells: int = 3
             middles[row] = torch.tensor([float(edge[k] + edge[k + 1] - 1) / 2 for edge, k in zip(edges, (i, j))])
     if not patches: raise ValueError("the stream is empty: give at least one batch")
     none = torch.full_like(next(iter(patches.values())), torch.nan)
-    return CodeExamples(torch.stack([patches.get(k, none) for k in range(len(best))]), middles)
+    return CodeExamples(torch.stack([patches.get(k, none) for k in range(rows)]), middles, hits)
 
 # %% ../nbs/75_codes.ipynb #eb46b7ea
 @patch(as_prop=True)

@@ -8,15 +8,20 @@ const FADE = 0.005;                                      // s; long enough not t
 const contexts = globalThis.lmacPiqContexts ??= new Map(); // one audio context for each sample rate, however many players and copies of this module a page has
 const STARTED = "lmac-piq-started";                      // said on the document by the player that starts, so that all others stop
 
-// The samples of a 16-bit mono WAV in a data URL, as they are: no normalisation and, unlike decodeAudioData, no resampling
-function decode(url) {
-  const text = atob(url.slice(url.indexOf(",") + 1)), bytes = new Uint8Array(text.length), view = new DataView(bytes.buffer);
-  for (let k = 0; k < bytes.length; k++) bytes[k] = text.charCodeAt(k);
+// The samples of a 16-bit mono WAV, in a data URL or as a DataView, as they are: no normalisation and, unlike decodeAudioData, no resampling
+function decode(wav) {
+  const view = typeof wav === "string" ? bytesOf(wav) : wav;
   let at = 12;
   while (view.getUint32(at) !== 0x64617461) at += 8 + view.getUint32(at + 4, true);   // the chunk named "data"
   const samples = new Float32Array(view.getUint32(at + 4, true) / 2);
   for (let k = 0; k < samples.length; k++) samples[k] = view.getInt16(at + 8 + 2 * k, true) / 32768;
   return samples;
+}
+
+function bytesOf(url) {
+  const text = atob(url.slice(url.indexOf(",") + 1)), bytes = new Uint8Array(text.length);
+  for (let k = 0; k < bytes.length; k++) bytes[k] = text.charCodeAt(k);
+  return new DataView(bytes.buffer);
 }
 
 function contextAt(rate) {
@@ -284,13 +289,14 @@ function upgrade(root = document) {
 let telling = false;   // true while a view writes to its model: what it wrote is no command to itself or to another view
 
 function render({ model, el }) {
-  const player = mount(el, model.get("data"), state => {
+  const whole = () => { const data = model.get("data"); return { ...data, tracks: data.tracks.map((t, k) => k ? t : { ...t, ...model.get("first") }) }; };
+  const player = mount(el, whole(), state => {
     telling = true;
     for (const [name, value] of Object.entries(state)) model.set(name, value);
     telling = false;
     model.save_changes();
   });
-  const obey = { data: player.update, track: player.select, loop: player.loop, time: time => telling || player.seek(time), playing: on => telling || (on ? player.play() : player.pause()) };
+  const obey = { data: () => player.update(whole()), track: player.select, loop: player.loop, time: time => telling || player.seek(time), playing: on => telling || (on ? player.play() : player.pause()) };
   for (const [name, act] of Object.entries(obey)) model.on(`change:${name}`, () => act(model.get(name)));
   for (const name of ["track", "loop", "time"]) obey[name](model.get(name));
   el.append(make("style", {}, `[data-beside="${model.get("beside")}"] { display: none; }`));   // for as long as this view is there
