@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'MAIN', 'CONCEPTS', 'ABLATION', 'PIQ_PRESETS', 'Variant', 'PIQPlan', 'get_piq_plan', 'piq_folder',
            'Source', 'labels_of', 'load_source', 'make_image_classifier', 'train_image_classifier', 'train_base',
-           'load_base', 'flipped_and_moved', 'train_annotator', 'make_piq', 'piq_batches', 'train_piq', 'train_rival',
-           'runs_of', 'in_turn', 'load_piq', 'train_models', 'train_all', 'rivals', 'concept_nulls', 'interpreters',
-           'piq_rows', 'concept_rows', 'usage_rows', 'piq_key', 'evaluate_piq', 'overlap_methods', 'overlap_stage',
-           'overlap_examples', 'load_gallery', 'concept_examples', 'examples', 'example_page']
+           'load_base', 'flipped_and_moved', 'train_annotator', 'make_piq', 'piq_batches', 'FrozenOutputs',
+           'frozen_outputs', 'known_outputs', 'train_piq', 'train_rival', 'runs_of', 'in_turn', 'load_piq',
+           'train_models', 'train_all', 'rivals', 'concept_nulls', 'interpreters', 'piq_rows', 'concept_rows',
+           'usage_rows', 'piq_key', 'evaluate_piq', 'overlap_methods', 'overlap_stage', 'overlap_examples',
+           'load_gallery', 'concept_examples', 'examples', 'example_page']
 
 # %% ../nbs/84_bottleneck.ipynb #d14d6e1a
-import time
+import functools, time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from sklearn.datasets import load_digits
 # %% ../nbs/84_bottleneck.ipynb #020f4aeb
 from .annotation import FixedMask, SegmentationNet, annotated, centre_box, full_frame, iou, mean_mask
 from .baselines import ActivationNorm, GradCAM, IntegratedGradients, LIME, LoudestBins, Saliency, SmoothGrad, nulls
-from .classifier import AudioClassifier, Augment, Explainable, ImageAugment, ImageClassifier, accuracy, image_loss
+from .classifier import AudioClassifier, Augment, Explainable, ImageAugment, ImageClassifier, Output, accuracy, image_loss
 from .codebook import Codebook, code_usage
 from .codes import code_examples
 from .data import Batch, ImageSet, batches, image_set, sha256_file
@@ -40,7 +41,7 @@ from .metrics import FORMS, evaluate
 from .overlap import ClassMean, Mixture, class_means, make_pairs, overlap_panel, overlap_rows
 from .piq import DigitInterpreter, LightInterpreter, PIQ, PIQTask, PublishedInterpreter, count_codes
 from .scenes import ShapeImages
-from .training import FitConfig, atomic, fit, seeded
+from .training import FitConfig, atomic, fit, mixed_precision, seeded
 
 # %% ../nbs/84_bottleneck.ipynb #9c19c3fd
 @dataclass(frozen=True)
@@ -279,13 +280,50 @@ def piq_batches(plan: PIQPlan, source: Source, variant: str, annotator: Segmenta
     return epoch
 
 # %% ../nbs/84_bottleneck.ipynb #ef418198
-def train_piq(plan: PIQPlan, root: str | Path, variant: str = "piq", seed: int = 0, device: str = "auto", budget: float = float("inf"), progress: bool = True) -> pd.DataFrame:
+@dataclass
+class FrozenOutputs:
+    "What a frozen classifier says of every item of a set."
+    row: torch.Tensor       # item -> row [largest item + 1]
+    logits: torch.Tensor    # [N, C]
+    maps: torch.Tensor      # [N, D, h, w], the feature map `layer` of so many
+    layer: int
+    layers: int
+    def of(self, batch: Batch) -> Output:
+        "The rows of a batch with `item`; the maps that were not kept are None."
+        rows, features = self.row[batch.item], [None] * self.layers
+        features[self.layer] = self.maps[rows].contiguous(memory_format=torch.channels_last)
+        return Output(self.logits[rows], features)
+
+# %% ../nbs/84_bottleneck.ipynb #70c40984
+@torch.no_grad()
+def frozen_outputs(model: Explainable, items: Clips | ImageSet, layer: int = -1, bf16: bool = False, batch_size: int = 64) -> FrozenOutputs:
+    "Ask the classifier once for every item."
+    device, numbers, outs = next(model.parameters()).device, [], []
+    for i in batches(len(items), batch_size):
+        batch = items[i].to(device); numbers.append(batch.item)
+        with mixed_precision(device, bf16): out = model.classify(model.represent(batch.x, phase=False).values)
+        outs.append((out.logits, out.features[layer]))
+    item, logits, maps = torch.cat(numbers), *map(torch.cat, zip(*outs))
+    row = torch.full((int(item.max()) + 1,), -1, device=device); row[item] = torch.arange(len(item), device=device)
+    return FrozenOutputs(row, logits, maps, layer, len(out.features))
+
+def known_outputs(plan: PIQPlan, root: str | Path, device: str = "auto") -> FrozenOutputs | None:
+    "What the classifier in `root/classifier` says of the items that interpreters learn from; None where each epoch moves them."
+    if plan.annotator is not None: return None
+    model = load_base(Path(root) / "classifier").to(pick_device(device), memory_format=torch.channels_last)
+    return frozen_outputs(model.eval(), load_source(plan).interpreter, plan.layer, plan.piq.bf16)
+
+# %% ../nbs/84_bottleneck.ipynb #f9bc2576
+def train_piq(plan: PIQPlan, root: str | Path, variant: str = "piq", seed: int = 0, device: str = "auto", budget: float = float("inf"), progress: bool = True,
+              known: FrozenOutputs | None = None        # `known_outputs`, made here when not given
+             ) -> pd.DataFrame:
     "Train a variant on the classifier in `root/classifier` into `root/<variant>-<seed>`; the log."
     root, source = Path(root), load_source(plan)
-    model = load_base(root / "classifier")
+    model, known = load_base(root / "classifier"), known or known_outputs(plan, root, device)
     annotator = SegmentationNet.from_pretrained(root / "annotator") if VARIANTS[variant].annotation == "annotator" else None
-    return train_explainer("piq", make_piq(plan, model, variant, seed), model, piq_batches(plan, source, variant, annotator), replace(plan.piq, seed=seed), plan, replace(source, train=source.interpreter),
-                           root / f"{variant}-{seed}", None, device, budget, progress, variant=variant, seed=seed)
+    piq = make_piq(plan, model, variant, seed)
+    return train_explainer("piq", piq, model, piq_batches(plan, source, variant, annotator), replace(plan.piq, seed=seed), plan, replace(source, train=source.interpreter), root / f"{variant}-{seed}", None,
+                           device, budget, progress, lambda b: piq.loss(model, b, known and known.of(b)), variant=variant, seed=seed)
 
 def train_rival(plan: PIQPlan, root: str | Path, device: str = "auto", budget: float = float("inf"), progress: bool = True) -> pd.DataFrame:
     "Train an L-MAC on the same classifier and items into `root/lmac`; the log."
@@ -327,7 +365,8 @@ def train_models(plan: PIQPlan, root: str | Path, device: str = "auto", budget: 
 def train_all(plan: PIQPlan, root: str | Path, device: str = "auto", budget: float = float("inf"), progress: bool = False) -> dict[str, pd.DataFrame]:
     "Train L-MAC, for sounds L2I, and every interpreter; the logs."
     root, how = Path(root), dict(device=device, progress=progress)
-    jobs = {"lmac": lambda left: train_rival(plan, root, budget=left, **how)} | {f"{v}-{s}": lambda left, v=v, s=s: train_piq(plan, root, v, s, budget=left, **how) for v, s in runs_of(plan)}
+    known = functools.cache(lambda: known_outputs(plan, root, device))
+    jobs = {"lmac": lambda left: train_rival(plan, root, budget=left, **how)} | {f"{v}-{s}": lambda left, v=v, s=s: train_piq(plan, root, v, s, budget=left, known=known(), **how) for v, s in runs_of(plan)}
     if plan.is_sound: jobs["l2i"] = lambda left: train_l2i(plan.sound, root / "classifier", root / "l2i", budget=left, **how)
     logs = in_turn(root, jobs, budget)
     if all((root / name / "manifest.json").exists() for name in jobs):

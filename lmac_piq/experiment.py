@@ -285,11 +285,11 @@ def quick_scores(model: AudioClassifier, explainer: LMAC, clips: Clips, n: int, 
 
 # %% ../nbs/80_experiment.ipynb #be3ad8c5
 def train_explainer(stage: str, explainer: Explainer, model: AudioClassifier, source: Callable, config: FitConfig, plan: Plan, sets: Sets, folder: str | Path,
-                    check: Callable | None, device: str, budget: float, progress: bool, **facts: Any) -> pd.DataFrame:
-    "Fit an explainer to the classifier into `folder` (resuming what is there) and save it when it is finished; the log."
+                    check: Callable | None, device: str, budget: float, progress: bool, loss: Callable | None = None, **facts: Any) -> pd.DataFrame:
+    "Fit an explainer to the classifier into `folder` (resuming what is there) and save it when it is finished; the log. `loss` of a batch: the explainer's own unless given."
     dev = pick_device(device); model.to(dev, memory_format=torch.channels_last)
     with manifest(folder, dev, stage=stage, plan=asdict(plan), data=sets.digest, classifier=model.fingerprint(), **facts) as notes:
-        log = fit(explainer, lambda b: explainer.loss(model, b), source, config, len(sets.train) // plan.batch_size, check, Path(folder) / "fit", dev, budget, progress)
+        log = fit(explainer, loss or (lambda b: explainer.loss(model, b)), source, config, len(sets.train) // plan.batch_size, check, Path(folder) / "fit", dev, budget, progress)
         notes["unfinished"] = not log.attrs["finished"]
         if log.attrs["finished"]: explainer.cpu().save_pretrained(folder, model.cpu())
     return log

@@ -26,13 +26,16 @@ from .training import atomic, save_weights
 
 # %% ../nbs/41_piq.ipynb #a46691f3
 class Upsample(nn.Module):
-    "Nearest-neighbour doubling, convolution 3x3, BatchNorm, ReLU."
+    "Nearest-neighbour doubling, convolution 3x3, BatchNorm, ReLU; the first two in one, without the enlarged grid."
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
 
-    def forward(self, x: Tensor) -> Tensor: return F.relu(self.bn(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))))
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = F.avg_pool2d(F.pad(self.conv.weight, (1, 1, 1, 1)), 2, 1, divisor_override=1)      # [outputs, inputs, 4, 4]
+        return F.relu(self.bn(F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), stride=2, padding=1)))
 
+# %% ../nbs/41_piq.ipynb #b6bb9053
 class LightInterpreter(nn.Module):
     "Feature map `layer` of any classifier -> codes of `dim` numbers -> logits of any size; `halve` quantises at half the map's resolution."
     def __init__(self, channels: int, dim: int = 64, outputs: int = 1, layer: int = -1, doublings: int = 3, halve: bool = False):
@@ -214,10 +217,10 @@ def fid_loss(self: PIQ, model: Explainable, values: Tensor, drawn: Tensor, p: Te
 
 # %% ../nbs/41_piq.ipynb #2b60e73d
 @patch
-def loss(self: PIQ, model: Explainable, batch: Any) -> dict[str, Tensor]:
-    "The weighted terms for a batch with inputs `x` (and `annotation` for a concept)."
+def loss(self: PIQ, model: Explainable, batch: Any, out: Output | None = None) -> dict[str, Tensor]:
+    "The weighted terms for a batch with inputs `x` (and `annotation` for a concept); `out` is what the model says of it, where that is known."
     with frozen(model):
-        with torch.no_grad(): rep = model.represent(batch.x, phase=False); out = model.classify(rep.values)
+        with torch.no_grad(): rep = model.represent(batch.x, phase=False); out = model.classify(rep.values) if out is None else out
         p = out.logits.float().softmax(1)
         logits, codes = self.draw(out, rep.values, p.argmax(1))
         terms = dict(reconstruction=self.task.reconstruction * self.rec_loss(logits, self.target_of(model, rep.values, batch.annotation)))
