@@ -38,20 +38,20 @@ class Need:
     mem_mb: int
     runtime: int          # minutes
 
-_small = dict(train=Need(0, 1, 4000, 30), evidence=Need(0, 1, 6000, 60), piq=Need(0, 1, 6000, 60), draw=Need(0, 1, 4000, 20))
+_small = dict(train=Need(0, 1, 4000, 30), evidence=Need(0, 1, 6000, 60), piq=Need(0, 1, 6000, 60), piq_sound=Need(0, 1, 6000, 60), draw=Need(0, 1, 4000, 20))
 NEEDS: dict[str, dict[str, Need]] = {
     "tiny": _small, "smoke": _small,
-    "cpu": dict(train=Need(0, 2, 12000, 240), evidence=Need(0, 2, 12000, 240), piq=Need(0, 1, 12000, 240), draw=Need(0, 1, 8000, 60)),
-    "paper": dict(train=Need(1, 16, 64000, 1440), evidence=Need(1, 16, 64000, 720), piq=Need(1, 16, 64000, 1440), draw=Need(0, 4, 16000, 120)),
+    "cpu": dict(train=Need(0, 2, 12000, 240), evidence=Need(0, 2, 12000, 240), piq=Need(0, 1, 12000, 240), piq_sound=Need(0, 2, 12000, 240), draw=Need(0, 1, 8000, 60)),
+    "paper": dict(train=Need(1, 16, 64000, 1440), evidence=Need(1, 16, 64000, 720), piq=Need(1, 16, 64000, 1440), piq_sound=Need(1, 16, 64000, 1440), draw=Need(0, 4, 16000, 120)),
 }
 EVIDENCE = ("evaluate", "figure_snr", "figure_randomisation", "figure_roar", "own_classifier", "table_decoders")   # rules that pass many clips through networks
 PIQ_STAGES = ("train_piq_classifier", "train_piq", "evaluate_piq")
 
 # %% ../nbs/92_scale.ipynb #a3e4a6c1
-def need_of(preset: str, rule: str) -> Need:
-    "What a rule of the graph needs in a preset; ValueError lists the presets."
+def need_of(preset: str, rule: str, sound: bool = False) -> Need:
+    "What a rule of the graph needs in a preset, for PIQ with sounds or with images, whose small networks two threads do not speed up; ValueError lists the presets."
     if preset not in NEEDS: raise ValueError(f"unknown preset {preset!r}: choose from {', '.join(NEEDS)}")
-    return NEEDS[preset]["piq" if rule in PIQ_STAGES else "train" if rule.startswith("train_") else "evidence" if rule in EVIDENCE else "draw"]
+    return NEEDS[preset]["piq_sound" if sound and rule in PIQ_STAGES else "piq" if rule in PIQ_STAGES else "train" if rule.startswith("train_") else "evidence" if rule in EVIDENCE else "draw"]
 
 def needs(preset: str, rule: str) -> dict[str, int | Callable]:
     "The same as Snakemake's resources; another attempt gets as much memory and time again on top."

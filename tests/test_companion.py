@@ -170,6 +170,11 @@ def test_the_committed_demo_has_scenes_only():
     assert size <= 3.5e6 and f'id="weight">{size / 1e6:.1f} MB' in front and f'id="files">{n}<' in front and "ESC-50" not in front
     assert not any("credits" in clip for key, value in store(DEMO).items() if re.fullmatch(r"data/[^/]+\.js", key) for clip in value["clips"].values())
 
+def test_the_committed_demo_has_the_present_scripts():
+    if not DEMO.exists(): pytest.skip("no demo is committed")
+    stale = [name for name, text in companion._shared().items() if (DEMO/name).read_text(encoding="utf8") != text]
+    assert not stale, f"{stale} of paper_figures/results/demo are not what the package writes: build the demo again, or copy them"
+
 def test_a_demo_takes_no_recording_of_others():
     x = exhibit()
     assert is_demo(x) and not is_demo(replace(x, rows=x.rows.assign(dataset="esc50"))) and not is_demo(replace(x, rows=x.rows.assign(condition="noise")))

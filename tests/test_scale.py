@@ -25,7 +25,7 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess:
 def test_every_preset_has_needs_that_a_scheduler_can_read():
     assert set(NEEDS) == set(PRESETS)
     for kinds in NEEDS.values():
-        assert set(kinds) == {"train", "evidence", "piq", "draw"} and all(n.gpu in (0, 1) and n.threads >= 1 and n.mem_mb >= 1000 and n.runtime >= 10 for n in kinds.values())
+        assert set(kinds) == {"train", "evidence", "piq", "piq_sound", "draw"} and all(n.gpu in (0, 1) and n.threads >= 1 and n.mem_mb >= 1000 and n.runtime >= 10 for n in kinds.values())
         assert kinds["draw"].gpu == 0 and kinds["draw"].runtime <= kinds["train"].runtime
     with pytest.raises(ValueError, match="laptop"): need_of("laptop", "evaluate")
     asked = needs("paper", "train_lmac")
@@ -36,7 +36,7 @@ def test_a_rule_of_the_graph_that_trains_or_explains_is_not_taken_for_one_that_d
     "Rules that had all cores before they had resources are the ones with `train` or `evidence` needs"
     text = (ROOT/"paper_figures/Snakefile").read_text()
     rules = set(re.findall(r"^rule (\w+):", text, re.M)) - {"everything"}
-    assert need_of("cpu", "train_piq").threads == 1 < need_of("cpu", "evaluate").threads     # images two beside one another, sounds on both cores
+    assert need_of("cpu", "train_piq").threads == 1 < need_of("cpu", "train_piq", sound=True).threads     # images two beside one another, sounds on both cores
     assert {r for r in rules if need_of("paper", r).gpu} == {r for r in rules if r.startswith("train_")} | {"evaluate", "evaluate_piq", "own_classifier", "table_decoders"}
     assert text.count("resources: **needs(PRESET,") == text.count("    shell:") == text.count("threads: need_of(PRESET,") + text.count("threads: as_for(")
 
