@@ -129,7 +129,7 @@ PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
                                 piq=_fit(8), seeds=(0,), variants=("piq", "no-partition", "no-codebook"), items=50, slow_items=10, pairs=30)},
     "cpu": {"mnist": PIQPlan("mnist", interpreter_items=10000, classifier=_fit(3, 2e-3), piq=_fit(5, 2e-3), variants=MAIN + ABLATION),
             "fashion": PIQPlan("fashion_mnist", interpreter_items=10000, classifier=_fit(10, 2e-3), piq=_fit(5, 2e-3), seeds=(0,)),
-            "quickdraw": PIQPlan("quickdraw", interpreter_items=10000, classifier=_fit(10, 2e-3), piq=_fit(5, 2e-3), seeds=(0,)),
+            "quickdraw": PIQPlan("quickdraw", interpreter_items=10000, classifier=_fit(10, 2e-3, ema=0.99), augment=ImageAugment(colour=0.0), piq=_fit(5, 2e-3), seeds=(0,)),
             "crops": PIQPlan(**_crops, variants=("piq", "no-codebook", "no-partition", "other-output", *CONCEPTS), reseeded=("piq", "concept-annotator")),
             "esc50": PIQPlan("esc50", sound=Plan("esc50", 5.0, test_items=400, width=0.25, decoder_width=32, **_conv, classifier=_fit(50, 2e-3, ema=0.995, every=5, monitor="accuracy", bf16=True, **_adamw),
                              lmac=_fit(8, 2e-3, clip=5.0, bf16=True, every=4), l2i=_fit(8, 2e-3, clip=5.0, bf16=True, every=8)), **_ear, piq=_fit(10, 2e-3, clip=5.0, bf16=True), variants=MAIN + ABLATION)},
