@@ -289,8 +289,9 @@ class FrozenOutputs:
     layer: int
     layers: int
     def of(self, batch: Batch) -> Output:
-        "The rows of a batch with `item`; the maps that were not kept are None."
-        rows, features = self.row[batch.item], [None] * self.layers
+        "The rows of a batch with `item`; the maps that were not kept are None. ValueError for items of another set."
+        rows, features = self.row[batch.item.clamp(max=len(self.row) - 1)], [None] * self.layers
+        if (strange := batch.item[(rows < 0) | (batch.item >= len(self.row))]).numel(): raise ValueError(f"items {strange.tolist()[:5]} were not among those that the classifier was asked for: make `frozen_outputs` of the set that is trained on")
         features[self.layer] = self.maps[rows].contiguous(memory_format=torch.channels_last)
         return Output(self.logits[rows], features)
 

@@ -117,13 +117,14 @@ class ConvResidual(nn.Module):
 
 # %% ../nbs/20_classifier.ipynb #2bb5e2f5
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    "Dropout; on a processor by one random byte a number, p rounded to 256ths. x is dense: contiguous or channels_last."
+    "Dropout; on a processor by one random byte a number, p rounded to 256ths."
     if not training or p == 0: return x
     if x.device.type != "cpu": return F.dropout(x, p)
     drop = round(256 * p)
     random = torch.empty(-(-x.numel() // 8), dtype=torch.long).random_(-2**63, None).view(torch.uint8)[:x.numel()]
-    kept = (random >= drop).as_strided(x.shape, x.stride())
-    return x * kept.to(x.dtype).mul_(256 / (256 - drop))
+    factor = torch.empty_like(x)                            # in the layout of x
+    factor.as_strided((x.numel(),), (1,)).copy_(random >= drop).mul_(256 / (256 - drop))
+    return x * factor
 
 # %% ../nbs/20_classifier.ipynb #7bb226be
 class Conv2dEncoder(nn.Module):

@@ -2,7 +2,7 @@
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 
-from lmac_piq.classifier import AudioClassifier, Conv2dEncoder, accuracy, classification_loss, recalibrate, rename_weights, speechbrain_conv2d
+from lmac_piq.classifier import AudioClassifier, Conv2dEncoder, accuracy, classification_loss, dropout, recalibrate, rename_weights, speechbrain_conv2d
 from lmac_piq.data import Batch
 from lmac_piq.explanation import explain
 from lmac_piq.l2i import L2I, ConvPsi, L2IWeights, LightPsi, make_psi, speechbrain_psi_optimized
@@ -22,6 +22,19 @@ def tones(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def model() -> AudioClassifier:
     with seeded(0): return AudioClassifier(["low", "high"], 0.03125, network="conv2d", pool=4, dropout=0.0).eval()
+
+
+# Dropout from bytes
+
+@few
+@given(shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 40), st.integers(1, 40)), p=st.floats(0.0, 0.9), layout=st.sampled_from(["plain", "channels_last", "transposed", "every second"]))
+def test_dropout_drops_its_share_in_any_layout(shape, p, layout):
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)) + 1
+    x = dict(plain=x, channels_last=x.contiguous(memory_format=torch.channels_last), transposed=x.transpose(2, 3)).get(layout, x[..., ::2])
+    with seeded(1): y = dropout(x, p)
+    share, rounded = (y == 0).float().mean(), round(256 * p) / 256
+    assert torch.allclose(y[y != 0], (x / (1 - rounded))[y != 0]) and abs(share - rounded) <= 5 * (rounded * (1 - rounded) / x.numel()) ** 0.5
+    assert dropout(x, p, training=False) is x and torch.equal(dropout(x.bfloat16(), 0.0), x.bfloat16())
 
 
 # The encoder

@@ -1,17 +1,19 @@
 "PIQ against hand-written formulas, on images and sound of any size, and from end to end."
 import json
-import pytest, torch
+import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from lmac_piq.bottleneck import frozen_outputs
 from lmac_piq.classifier import AudioClassifier, Explainable, ImageClassifier, Output, accuracy, image_loss, recalibrate
 from lmac_piq.codebook import Codebook
 from lmac_piq.data import Batch
 from lmac_piq.decoder import ImageDecoder
+from lmac_piq.experiment import Clips
 from lmac_piq.explanation import Explainer, baseline_values, explain, keep
 from lmac_piq.lmac import LMAC
-from lmac_piq.piq import PIQ, DigitBlock, DigitInterpreter, LightInterpreter, PIQTask, PublishedInterpreter, code_patches, count_codes, gain_mask, make_interpreter, speechbrain_piq, strong_bins
+from lmac_piq.piq import PIQ, DigitBlock, DigitInterpreter, LightInterpreter, PIQTask, PublishedInterpreter, Upsample, code_patches, count_codes, gain_mask, make_interpreter, speechbrain_piq, strong_bins
 from lmac_piq.training import FitConfig, fit, seeded
 
 few = settings(max_examples=12, deadline=None)
@@ -373,3 +375,29 @@ def test_of_two_bars_the_predicted_one_is_drawn():
     other = torch.stack([likeness(v[0], pairs[1 - t, i]) for i, (v, t) in enumerate(zip(drawn.attribution.values, drawn.target))])
     print(f"alone {likeness(alone.attribution.values, test.x):.2f}, predicted {said.mean():.2f}, other {other.mean():.2f}")
     assert likeness(alone.attribution.values, test.x) > 0.6 and (said > other).float().mean() >= 0.75 and said.mean() > other.mean() + 0.2
+
+
+# What a frozen classifier said once
+
+def test_known_outputs_are_those_of_the_item_whatever_its_number(hearing: AudioClassifier):
+    waves = noise(5, 8000, seed=3)
+    clips = Clips(lambda i: waves[i], torch.tensor([0, 1, 2, 0, 1]), NAMES, np.array([40, 7, 12, 3, 9]))
+    known, batch = frozen_outputs(hearing, clips, batch_size=2), clips[[3, 0, 4]]
+    out, said = known.of(batch), hearing.classify(hearing.represent(batch.x, phase=False).values)
+    assert torch.allclose(out.logits, said.logits, atol=1e-4) and torch.allclose(out.features[-1], said.features[-1], atol=1e-4)
+    assert len(out.features) == len(said.features) and all(f is None for f in out.features[:-1])
+    piq = sound_piq()
+    with_and_without = [piq.loss(hearing, batch, o) for o in (out, None)]
+    assert all(torch.allclose(a, b, rtol=1e-3) for a, b in zip(*(losses.values() for losses in with_and_without)))
+    for other in (8, 41):
+        with pytest.raises(ValueError, match=rf"items \[{other}\]"): known.of(Batch(waves[:2], item=torch.tensor([7, other])))
+
+
+@few
+@given(inputs=st.integers(1, 5), outputs=st.integers(1, 5), height=st.integers(1, 6), width=st.integers(1, 6), seed=st.integers(0, 99))
+def test_doubling_is_a_convolution_of_the_enlarged_grid(inputs, outputs, height, width, seed):
+    with seeded(seed): up, x = Upsample(inputs, outputs), torch.randn(2, inputs, height, width, requires_grad=True)
+    enlarged = F.relu(up.bn(up.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))))
+    assert torch.allclose(up(x), enlarged, atol=1e-4)
+    gradients = [torch.autograd.grad(y.square().sum(), (up.conv.weight, x)) for y in (up(x), enlarged)]
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-2) for a, b in zip(*gradients))
