@@ -119,7 +119,7 @@ class ConvResidual(nn.Module):
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     "Dropout; on a processor by one random byte a number, p rounded to 256ths."
     if not training or p == 0: return x
-    if x.device.type != "cpu": return F.dropout(x, p)
+    if x.device.type != "cpu" or p > 0.99: return F.dropout(x, p)      # 256 is no byte
     drop = round(256 * p)
     random = torch.empty(-(-x.numel() // 8), dtype=torch.long).random_(-2**63, None).view(torch.uint8)[:x.numel()]
     factor = torch.empty_like(x)                            # in the layout of x

@@ -34,7 +34,7 @@ def test_dropout_drops_its_share_in_any_layout(shape, p, layout):
     with seeded(1): y = dropout(x, p)
     share, rounded = (y == 0).float().mean(), round(256 * p) / 256
     assert torch.allclose(y[y != 0], (x / (1 - rounded))[y != 0]) and abs(share - rounded) <= 5 * (rounded * (1 - rounded) / x.numel()) ** 0.5
-    assert dropout(x, p, training=False) is x and torch.equal(dropout(x.bfloat16(), 0.0), x.bfloat16())
+    assert dropout(x, p, training=False) is x and torch.equal(dropout(x.bfloat16(), 0.0), x.bfloat16()) and not dropout(x, 1.0).any()
 
 
 # The encoder
