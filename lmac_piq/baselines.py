@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import torch
 from captum import attr
 from fastcore.basics import patch
-from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from .classifier import Explainable, Output, Representation
 from .explanation import Attribution, Explainer, baseline_values, frozen, keep
-from .metrics import topk_mask
+from .metrics import _count, _flat, topk_mask
 from .spectral import LogMel, mel_interpolation, mel_points
 
 # %% ../nbs/50_baselines.ipynb #71d4e5ce
@@ -32,23 +31,23 @@ class Null:
         self.class_conditional = getattr(reference, "class_conditional", True)
 
     def borrowed(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Tensor:
-        "The reference's mask."
+        "The sum of the reference's mask over the frames that are not padding, [B]."
         if self.reference is None: raise ValueError(f"{self.name} borrows its size from another explainer: give it a reference")
-        return self.reference.attribute(model, rep, out, target).mask
+        return _flat(self.reference.attribute(model, rep, out, target).mask, rep.valid).sum(1)
 
 def mask_plane(values: Tensor) -> Tensor:
     "A view in the shape of a mask: values [B, F, T'] as they are, one channel [B, H, W] of images."
     return values if values.ndim == 3 else values[:, 0]
 
 class _Ranked(Null):
-    "Keeps the k best-ranked bins, k = round(sum of the reference's mask)."
+    "Keeps the k best-ranked bins that are not padding, k = round(sum of the reference's mask there)."
     def rank(self, model: Explainable, rep: Representation) -> Tensor:
         "Scores of the bins [B, F, T'] or pixels [B, H, W]."
         raise NotImplementedError
     def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
         "The mask of each item."
-        scores, k = self.rank(model, rep), self.borrowed(model, rep, out, target).flatten(1).sum(1).round().long()
-        return Attribution(topk_mask(scores, k, self._generator(rep)), scores=scores)
+        scores, k = self.rank(model, rep), self.borrowed(model, rep, out, target).round().long()
+        return Attribution(topk_mask(scores, k, self._generator(rep), rep.valid), scores=scores)
     def _generator(self, rep: Representation) -> torch.Generator: return torch.Generator().manual_seed(self.seed)
 
 # %% ../nbs/50_baselines.ipynb #7c4ffd66
@@ -78,8 +77,9 @@ class Constant(Null):
     name = "constant"
     def attribute(self, model: Explainable, rep: Representation, out: Output, target: Tensor) -> Attribution:
         "The mask of each item."
-        level = self.borrowed(model, rep, out, target).flatten(1).mean(1)
-        return Attribution(level[:, None, None].expand_as(mask_plane(rep.values)).clone())
+        plane = mask_plane(rep.values)
+        level = self.borrowed(model, rep, out, target) / _count(plane, rep.valid)[:, 0]
+        return Attribution(level[:, None, None].expand_as(plane).clone())
 
 class Everything(Null):
     "All ones: keeps the whole input."
@@ -347,6 +347,7 @@ def coefficients(self: LIME, model: Explainable, value: Tensor, target: Tensor, 
     masks = ((z.to(value)[:, grid], z) for z in present.to(value.device).split(self.chunk))
     p = torch.cat([Logits(model)(keep(model, value.expand(len(z), *value.shape), mask)).softmax(1)[:, target] for mask, z in masks]).cpu()
     distance = 1 - present.float().mean(1).sqrt()          # cosine distance to the whole clip
+    from sklearn.linear_model import Ridge  # here, because it is slow to import
     surrogate = Ridge().fit(present.float().numpy(), p.numpy(), (-(distance / self.width) ** 2).exp().numpy())
     return torch.from_numpy(surrogate.coef_).to(value)
 

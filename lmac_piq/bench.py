@@ -19,7 +19,6 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd, torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .baselines import LIME, GradCAM, IntegratedGradients, SmoothGrad
@@ -64,6 +63,7 @@ def ratio_table(times: pd.DataFrame,   # of `side_by_side`
 # %% ../nbs/88_bench.ipynb #fff31316
 def flops(call: Callable[[], object]) -> int:
     "Floating point operations of matrix products and convolutions in one call, forward and backward."
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it is slow to import
     counter = FlopCounterMode(display=False)
     with counter: call()
     return counter.get_total_flops()

@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
 
 # %% ../nbs/84_bottleneck.ipynb #020f4aeb
 from .annotation import FixedMask, SegmentationNet, annotated, centre_box, full_frame, iou, mean_mask
@@ -32,7 +31,7 @@ from .codes import code_examples
 from .data import Batch, ImageSet, batches, image_set, sha256_file
 from .decoder import ImageDecoder
 from .evidence import spread, stored, truth_of, write_table
-from .experiment import Clips, Part, Plan, load_sets, make_lmac, manifest, pick_device, run_folder, train_classifier, train_explainer, train_l2i
+from .experiment import Clips, Part, Plan, load_sets, make_lmac, manifest, pick_device, run_folder, settle, train_classifier, train_explainer, train_l2i
 from .explanation import Explainer, explain
 from .l2i import L2I
 from .player import page
@@ -41,7 +40,7 @@ from .metrics import FORMS, evaluate
 from .overlap import ClassMean, Mixture, class_means, make_pairs, overlap_panel, overlap_rows
 from .piq import DigitInterpreter, LightInterpreter, PIQ, PIQTask, PublishedInterpreter, count_codes
 from .scenes import ShapeImages
-from .training import FitConfig, atomic, fit, mixed_precision, seeded
+from .training import FitConfig, atomic, fit, hash_weights, mixed_precision, seeded
 
 # %% ../nbs/84_bottleneck.ipynb #9c19c3fd
 @dataclass(frozen=True)
@@ -74,10 +73,14 @@ VARIANTS: dict[str, Variant] = {
     "commitment": Variant("PIQ: commitment 1", codes=dict(commitment_weight=1.0)),
     "gradient": Variant("PIQ: rows learnt by gradient", codes=dict(update="gradient")),
     "no-restart": Variant("PIQ: no restart", codes=dict(restart=0.0)),
+    "commitment-low": Variant("PIQ: commitment 0.25", codes=dict(commitment_weight=0.25)),
+    "averages": Variant("PIQ: rows are moving averages", codes=dict(update="ema")),
+    "restart": Variant("PIQ: restart", codes=dict(restart=0.1)),
 }
 MAIN = ("piq", "no-codebook", "no-partition", "faithful", "other-output", "published")
 CONCEPTS = ("concept", "concept-annotator", "concept-values")
 ABLATION = ("rows-quarter", "rows-fourfold", "shared", "commitment", "gradient", "no-restart")
+_published = tuple(v for v in MAIN if v != "published") + ABLATION[:3] + ("commitment-low", "averages", "restart")   # of a plan that is as published itself
 
 # %% ../nbs/84_bottleneck.ipynb #d82d2e5e
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
               "fashion": PIQPlan("fashion_mnist", classifier=_fit(60, 1e-3), piq=_fit(60, 1e-3), seeds=(0, 1, 2, 3, 4)), "quickdraw": PIQPlan("quickdraw", classifier=_fit(60, 1e-3), piq=_fit(60, 1e-3), seeds=(0, 1, 2, 3, 4)),
               "crops": PIQPlan(**(_crops | dict(piq=_fit(100, 1e-3), annotator=_fit(100, 2e-3))), variants=("piq", "no-codebook", "no-partition", "other-output", *CONCEPTS), reseeded=("piq", "concept-annotator"), seeds=(0, 1, 2, 3, 4)),
               "esc50": PIQPlan("esc50", sound=Plan("esc50", 5.0, test_items=400, width=1.0, network="conv2d", decoder_width=48, classifier=FitConfig(200, 2e-4, 2e-6, schedule="plateau", monitor="accuracy"), lmac=FitConfig(200, schedule="plateau")),
-                               interpreter="published", dim=256, rows=1024, output="mask", update="gradient", restart=0.0, commitment=1.0, batch_size=16, ratios=_ear["ratios"], piq=FitConfig(200, 2e-4, 2e-6, schedule="plateau"), variants=MAIN + ABLATION, seeds=(0, 1, 2, 3, 4))},
+                               interpreter="published", dim=256, rows=1024, output="mask", update="gradient", restart=0.0, commitment=1.0, batch_size=16, ratios=_ear["ratios"], piq=FitConfig(200, 2e-4, 2e-6, schedule="plateau"), variants=_published, seeds=(0, 1, 2, 3, 4))},
 }
 
 # %% ../nbs/84_bottleneck.ipynb #ea639986
@@ -171,31 +174,35 @@ def _fewer(images: ImageSet, n: int) -> ImageSet:
     i = spread(len(images), n or len(images))
     return ImageSet(images.name, images.split, images.pixels[i], images.targets.numpy()[i], images.classes, None if images.masks is None else images.masks[i], images.groups[i])
 
+# %% ../nbs/84_bottleneck.ipynb #57990220
 def _digits(split: str) -> ImageSet:
     "scikit-learn's 1,797 digits, 8 x 8 enlarged to 20 x 20 on a ground of 28 x 28."
+    from sklearn.datasets import load_digits  # here, because it is slow to import
     d = load_digits(); rows = dict(train=slice(0, 1200), valid=slice(1200, 1400), test=slice(1400, None))[split]
     large = torch.nn.functional.pad(torch.nn.functional.interpolate(torch.tensor(d.images[rows] / 16).float()[:, None], 20, mode="bilinear").clamp(0, 1), (4, 4, 4, 4))
     return ImageSet("digits", split, (255 * large).byte().numpy(), d.target[rows], [str(k) for k in range(10)])
 
 def _shapes_set(split: str, n: int) -> ImageSet:
-    "Synthetic shapes with their exact masks, two per image, on a plain ground."
+    "Synthetic shapes with their exact masks, one per image, on a plain ground."
     made = ShapeImages(n, 48, seed=dict(train=1, valid=2, test=3, annotator=4)[split], two_shapes=False, clutter=False)
     return ImageSet("shapes", split, (255 * made.images()).byte().numpy(), made.labels().numpy(), list(made.classes), made.masks().numpy() > 0.5)
 
 # %% ../nbs/84_bottleneck.ipynb #79668499
 def load_source(plan: PIQPlan) -> Source:
-    "Read or make a plan's sets."
+    "Read or make a plan's sets; ValueError where its numbers of items have no meaning."
     if plan.is_sound:
+        if plan.train_items or plan.interpreter_items: raise ValueError(f"train_items={plan.train_items} and interpreter_items={plan.interpreter_items} are of images: say how many sounds in `sound`")
         sets = load_sets(plan.sound)
         return Source(sets.train, sets.valid, sets.test, sets.train, None, sets.digest)
     n = plan.train_items
+    if plan.source == "shapes" and not n: raise ValueError("train_items=0 means all of a set, but shapes are made: say how many")
     get = {"digits": _digits, "shapes": lambda s: _shapes_set(s, n if s in ("train", "annotator") else 240)}.get(plan.source, lambda s: image_set(plan.source, s))
     train, valid, test = (get(s) for s in ("train", "valid", "test"))
     masked = plan.annotator is not None
     split = masked and plan.source == "ccp_crops"
     interpreter, annotator = get("interpreter") if split else train, get("annotator") if masked else None
     train, interpreter = _fewer(train, n) if n else train, _fewer(interpreter, plan.interpreter_items or n) if plan.interpreter_items or n else interpreter
-    return Source(train, valid, test, interpreter, annotator, "-".join(s.digest[:12] for s in (train, valid, test)))
+    return Source(train, valid, test, interpreter, annotator, "-".join(s.digest[:12] for s in (train, valid, test, interpreter)))
 
 # %% ../nbs/84_bottleneck.ipynb #75831100
 def make_image_classifier(plan: PIQPlan, train: ImageSet) -> ImageClassifier:
@@ -210,13 +217,14 @@ def train_image_classifier(plan: PIQPlan, folder: str | Path, device: str = "aut
     check = lambda images: lambda m: accuracy(m, (images[i] for i in batches(len(images), 250)))
     epoch = lambda g: (source.train[i] for i in batches(len(source.train), batch, g, drop_last=True))
     with manifest(folder, dev, stage="classifier", plan=asdict(plan), data=source.digest) as facts:
-        log = fit(model, lambda b: image_loss(model, b, plan.augment), epoch, plan.classifier, len(source.train) // batch, check(source.valid), folder / "fit", dev, budget, progress)
-        facts["unfinished"] = not log.attrs["finished"]
-        if log.attrs["finished"]:
+        log = fit(model, lambda b: image_loss(model, b, plan.augment), epoch, plan.classifier, len(source.train) // batch, check(source.valid), folder / "fit", dev, budget, progress,
+                  dict(start=model.fingerprint(), data=source.digest, batch=batch, dropout=plan.dropout, augment=plan.augment and asdict(plan.augment)))
+        if settle(facts, folder, log):
             facts["valid"], facts["test"] = check(source.valid)(model), check(source.test)(model)
             model.cpu().save_pretrained(folder)
     return log
 
+# %% ../nbs/84_bottleneck.ipynb #75831101
 def train_base(plan: PIQPlan, folder: str | Path, device: str = "auto", budget: float = float("inf"), progress: bool = True) -> pd.DataFrame:
     "Train the experiment's classifier, of sounds or of images."
     return train_classifier(plan.sound, folder, device, budget, progress) if plan.is_sound else train_image_classifier(plan, folder, device, budget, progress)
@@ -244,9 +252,8 @@ def train_annotator(plan: PIQPlan, folder: str | Path, device: str = "auto", bud
     with seeded(plan.annotator.seed): net = SegmentationNet(len(source.annotator.classes), source.annotator.pixels.shape[1])
     epoch = lambda g: (flipped_and_moved(source.annotator[i], g) for i in batches(len(source.annotator), plan.batch_size, g, drop_last=True))
     with manifest(folder, dev, stage="annotator", plan=asdict(plan), data=source.digest) as facts:
-        log = fit(net, net.loss, epoch, plan.annotator, max(1, len(source.annotator) // plan.batch_size), None, folder / "fit", dev, budget, progress)
-        facts["unfinished"] = not log.attrs["finished"]
-        if log.attrs["finished"]:
+        log = fit(net, net.loss, epoch, plan.annotator, max(1, len(source.annotator) // plan.batch_size), None, folder / "fit", dev, budget, progress, dict(start=hash_weights(net), data=source.digest, batch=plan.batch_size))
+        if settle(facts, folder, log):
             seen = lambda images: float(torch.cat([iou(net(b.x.to(dev), b.label.to(dev)).cpu(), b.annotation) for b in (images[i] for i in batches(len(images), 100))]).mean())
             facts["valid_iou"], facts["test_iou"] = seen(source.valid), seen(source.test)
             net.cpu().save_pretrained(folder)
@@ -311,20 +318,20 @@ def frozen_outputs(model: Explainable, items: Clips | ImageSet, layer: int = -1,
 def known_outputs(plan: PIQPlan, root: str | Path, device: str = "auto") -> FrozenOutputs | None:
     "What the classifier in `root/classifier` says of the items that interpreters learn from; None where each epoch moves them."
     if plan.annotator is not None: return None
-    model = load_base(Path(root) / "classifier").to(pick_device(device), memory_format=torch.channels_last)
+    with seeded(0): model = load_base(Path(root) / "classifier").to(pick_device(device), memory_format=torch.channels_last)   # asked in the midst of a training, whose draws it must not change
     return frozen_outputs(model.eval(), load_source(plan).interpreter, plan.layer, plan.piq.bf16)
 
 # %% ../nbs/84_bottleneck.ipynb #f9bc2576
 def train_piq(plan: PIQPlan, root: str | Path, variant: str = "piq", seed: int = 0, device: str = "auto", budget: float = float("inf"), progress: bool = True,
-              known: FrozenOutputs | None = None        # `known_outputs`, made here when not given
+              known: Callable[[], FrozenOutputs | None] | None = None   # gives `known_outputs`; asked for at the first step
              ) -> pd.DataFrame:
     "Train a variant on the classifier in `root/classifier` into `root/<variant>-<seed>`; the log."
     root, source = Path(root), load_source(plan)
-    model, known = load_base(root / "classifier"), known or known_outputs(plan, root, device)
+    model, known = load_base(root / "classifier"), known or functools.cache(lambda: known_outputs(plan, root, device))
     annotator = SegmentationNet.from_pretrained(root / "annotator") if VARIANTS[variant].annotation == "annotator" else None
     piq = make_piq(plan, model, variant, seed)
     return train_explainer("piq", piq, model, piq_batches(plan, source, variant, annotator), replace(plan.piq, seed=seed), plan, replace(source, train=source.interpreter), root / f"{variant}-{seed}", None,
-                           device, budget, progress, lambda b: piq.loss(model, b, known and known.of(b)), variant=variant, seed=seed)
+                           device, budget, progress, lambda b: piq.loss(model, b, known() and known().of(b)), variant=variant, seed=seed, annotator=annotator and hash_weights(annotator))
 
 def train_rival(plan: PIQPlan, root: str | Path, device: str = "auto", budget: float = float("inf"), progress: bool = True) -> pd.DataFrame:
     "Train an L-MAC on the same classifier and items into `root/lmac`; the log."
@@ -341,15 +348,13 @@ def runs_of(plan: PIQPlan) -> list[tuple[str, int]]:
 def in_turn(root: Path, jobs: dict[str, Callable[[float], pd.DataFrame]], # folder in `root` -> training, given the seconds that are left
             budget: float = float("inf")                                  # seconds for all of them
            ) -> dict[str, pd.DataFrame]:
-    "One training after another, without those that are finished, until the budget is spent; the logs of all that have seen an epoch."
+    "One training after another until the budget is spent (what is finished only says so, or that it is of another plan); the logs of all that have seen an epoch."
     end, logs, begun = time.monotonic() + budget, {}, False
-    finished = lambda name: (root / name / "manifest.json").exists()
     for name, job in jobs.items():
-        if not finished(name):
-            if begun and time.monotonic() >= end: break
-            log, begun = job(end - time.monotonic()), True
-        logs[name] = pd.read_csv(root / name / "fit" / "log.csv") if finished(name) else log
-        if not finished(name): break
+        if begun and time.monotonic() >= end: break
+        logs[name] = job(end - time.monotonic())
+        begun |= logs[name].attrs["trained"]
+        if not (root / name / "manifest.json").exists(): break
     return {name: log for name, log in logs.items() if len(log)}
 
 def load_piq(root: str | Path, variant: str, seed: int, model: Explainable | None = None) -> PIQ:
@@ -367,7 +372,7 @@ def train_all(plan: PIQPlan, root: str | Path, device: str = "auto", budget: flo
     "Train L-MAC, for sounds L2I, and every interpreter; the logs."
     root, how = Path(root), dict(device=device, progress=progress)
     known = functools.cache(lambda: known_outputs(plan, root, device))
-    jobs = {"lmac": lambda left: train_rival(plan, root, budget=left, **how)} | {f"{v}-{s}": lambda left, v=v, s=s: train_piq(plan, root, v, s, budget=left, known=known(), **how) for v, s in runs_of(plan)}
+    jobs = {"lmac": lambda left: train_rival(plan, root, budget=left, **how)} | {f"{v}-{s}": lambda left, v=v, s=s: train_piq(plan, root, v, s, budget=left, known=known, **how) for v, s in runs_of(plan)}
     if plan.is_sound: jobs["l2i"] = lambda left: train_l2i(plan.sound, root / "classifier", root / "l2i", budget=left, **how)
     logs = in_turn(root, jobs, budget)
     if all((root / name / "manifest.json").exists() for name in jobs):
@@ -419,12 +424,13 @@ def concept_rows(plan: PIQPlan, root: Path, model: Explainable, source: Source) 
     "IoU of every mask, cut at one half, with the object of the predicted class's image: item, method, seed, metric, value."
     listed = [*interpreters(plan, root, model), *((plan.seeds[0], m) for m in [*rivals(plan, root, model), *concept_nulls(plan, source), FixedMask("full frame", full_frame(source.test.pixels.shape[2:]).expand(len(model.classes), -1, -1))])]
     annotator, frames = SegmentationNet.from_pretrained(root / "annotator"), []
+    device = next(model.parameters()).device; annotator.to(device)
     for i in batches(len(source.test), 50):
-        batch, e = source.test[i], None
+        batch, e = source.test[i].to(device), None
         for seed, method in listed:
             e = explain(model, method, batch.x) if e is None else e.by(method)
-            frames.append(dict(item=i, method=method.name, seed=seed, value=iou(e.mask, batch.annotation).numpy()))
-        frames.append(dict(item=i, method="annotation model", seed=plan.seeds[0], value=iou(annotator(batch.x, e.target), batch.annotation).numpy()))
+            frames.append(dict(item=i, method=method.name, seed=seed, value=iou(e.mask, batch.annotation).cpu().numpy()))
+        frames.append(dict(item=i, method="annotation model", seed=plan.seeds[0], value=iou(annotator(batch.x, e.target), batch.annotation).cpu().numpy()))
     return pd.concat(map(pd.DataFrame, frames), ignore_index=True).assign(metric="object IoU")
 
 def usage_rows(plan: PIQPlan, root: Path, model: Explainable, source: Source) -> pd.DataFrame:
@@ -439,9 +445,9 @@ def usage_rows(plan: PIQPlan, root: Path, model: Explainable, source: Source) ->
 
 # %% ../nbs/84_bottleneck.ipynb #937ea30d
 def piq_key(plan: PIQPlan, root: Path, models: Sequence[str], *facts: object) -> str:
-    "What rows depend on: weights, data, counts."
+    "What rows depend on: weights, data (`Source.digest`), counts."
     weights = [f"{m}:{sha256_file(root / m / 'model.safetensors')[:12]}" for m in models]
-    return " ".join(map(str, [*weights, plan.source, plan.train_items, *facts]))
+    return " ".join(map(str, [*weights, plan.source, *facts]))
 
 def evaluate_piq(plan: PIQPlan, preset: str, name: str, root: str | Path, folder: str | Path, device: str = "auto") -> pd.DataFrame:
     "All rows of an experiment into `per_item.parquet`, `ablation.parquet`, `usage.parquet` and, where there are masks, `concept.parquet`."
@@ -451,7 +457,7 @@ def evaluate_piq(plan: PIQPlan, preset: str, name: str, root: str | Path, folder
     parts = folder / "parts"
     with manifest(folder, dev, stage="evaluate", preset=preset, plan=asdict(plan), data=source.digest, classifier=model.fingerprint()):
         groups = [("main", s) for s in plan.seeds] + [("slow", plan.seeds[0])] + [("ablation", plan.seeds[0])] * any(VARIANTS[v].ablation for v in plan.variants)
-        made = {g: stored(parts / f"{g[0]}-{g[1]}.parquet", piq_key(plan, root, models, plan.items, plan.slow_items), lambda: piq_rows(plan, root, model, source, *g).assign(**cell)) for g in groups}
+        made = {g: stored(parts / f"{g[0]}-{g[1]}.parquet", piq_key(plan, root, models, source.digest, plan.items, plan.slow_items, plan.batch_size), lambda: piq_rows(plan, root, model, source, *g).assign(**cell)) for g in groups}
         rows = pd.concat([r for (group, _), r in made.items() if group != "ablation"], ignore_index=True)
         write_table(rows, folder / "per_item.parquet")
         tested = pd.concat([r for (group, _), r in made.items() if group == "ablation"] + [rows[rows["method"].isin(["PIQ", "PIQ, no partition", "PIQ, no codebook"]) & (rows["seed"] == plan.seeds[0])]], ignore_index=True)

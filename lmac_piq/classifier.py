@@ -10,7 +10,7 @@ __all__ = ['Representation', 'Output', 'Explainable', 'ConvBlock', 'CNN14', 'Con
            'rename_weights', 'speechbrain_conv2d']
 
 # %% ../nbs/20_classifier.ipynb #68e53cc2
-import hashlib, json, math
+import json, math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torchaudio.functional import mask_along_axis
 
 from .spectral import LogMel, Spectrogram, full_precision
-from .training import atomic, mixed_precision, save_weights
+from .training import atomic, hash_weights, mixed_precision, save_weights
 
 # %% ../nbs/20_classifier.ipynb #c9a292bc
 @dataclass
@@ -396,10 +396,7 @@ def image_loss(model: ImageClassifier, batch: Any, how: ImageAugment | None = No
 @patch
 def fingerprint(self: Explainable) -> str:
     "A short SHA-256 over configuration and weights."
-    digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-    for name, tensor in sorted(self.state_dict().items()):
-        digest.update(name.encode()); digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return hash_weights(self, json.dumps(self.config, sort_keys=True).encode())
 
 @patch
 def save_pretrained(self: Explainable, folder: str | Path) -> Path:

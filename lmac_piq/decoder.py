@@ -31,6 +31,7 @@ class PublishedDecoder(nn.Module):
     def __init__(self, channels: list[int] = (256, 512, 1024, 2048), dim: int = 2048):
         super().__init__()
         if dim % 8: raise ValueError(f"dim must be a multiple of 8, got {dim}")
+        if len(channels) != 4: raise ValueError(f"{len(channels)} feature maps, channels {list(channels)}: the published decoder reads four, those of CNN14's blocks 3 to 6; use decoder='light' for other networks")
         side = {1: channels[-1], 2: channels[-2], 4: channels[-3], 6: channels[-4]}      # steps that read a feature map
         layers = [nn.ConvTranspose2d(side.get(k, dim // i), dim // o if o else 1, kernel, stride, padding)
                   for k, (i, o, kernel, stride, padding) in enumerate(_PUBLISHED, 1)]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.decomposition import non_negative_factorization
 from torch import Tensor
 
 from .classifier import AudioClassifier, Representation
@@ -77,6 +76,7 @@ def dictionary_error(dictionary: Tensor,          # W [F, K] >= 0
     "Relative error ||X - W H|| / ||X|| with the best H >= 0 that so many updates find."
     frames = torch.cat([v.transpose(1, 2).flatten(0, 1) for v in values]).cpu().numpy().astype(np.float64)
     fixed = dictionary.T.cpu().numpy().astype(np.float64)
+    from sklearn.decomposition import non_negative_factorization  # here, because it is slow to import
     h, *_ = non_negative_factorization(frames, H=fixed, n_components=len(fixed), update_H=False, solver="mu", max_iter=iterations, tol=0)
     return float(np.linalg.norm(frames - h @ fixed) / np.linalg.norm(frames))
 

@@ -24,7 +24,7 @@ from .audio import mix_at_snr, mix_unit_norm
 from .baselines import LoudestBins, few_pass_methods, many_pass_methods, nulls
 from .classifier import AudioClassifier
 from .data import batches, crop, sha256_file, speech_pack
-from .experiment import Clips, Part, Plan, Sets, autocast, get_plan, load_models, load_sets, make_lmac, manifest, pick_device, run_folder, training_batches, tuned_name
+from .experiment import Clips, Part, Plan, Sets, autocast, decided_by, get_plan, load_models, load_sets, make_lmac, manifest, pick_device, run_folder, training_batches, tuned_name
 from .explanation import Explainer
 from .l2i import L2I
 from .lmac import LMAC
@@ -223,7 +223,7 @@ def evaluate_stage(plan: Plan, preset: str, root: str | Path, folder: str | Path
                 rows = stored(folder / "parts" / f"{condition.name}-{seed}-{group}.parquet", cell_key(plan, root, seed, group), lambda: cell_rows(plan, root, model, sets, condition, seed, group).assign(**cell))
                 tables["curve" if group == "curve" else "per_item"].append(rows)
         if only: facts["unfinished"] = True; return pd.concat(tables["per_item"], ignore_index=True)
-        if plan.dataset == "scenes": tables["two_events"] = [evaluate_two_events(plan, model, LMAC.from_pretrained(root / "conditional", model).to(dev)).assign(preset=preset, dataset=plan.dataset)]
+        if plan.dataset == "scenes": tables["two_events"] = [evaluate_two_events(plan, model, LMAC.from_pretrained(root / "conditional", model)).assign(preset=preset, dataset=plan.dataset)]
         for name, parts in tables.items(): write_table(pd.concat(parts, ignore_index=True), folder / f"{name}.parquet")
     return pd.concat(tables["per_item"], ignore_index=True)
 
@@ -272,12 +272,11 @@ def refitted(plan: Plan, sets: Sets, folder: Path, device: torch.device, steps: 
     def refit(model: AudioClassifier, step: str) -> LMAC | None:
         if step not in steps: return None
         here = folder / f"refit-{step}"
-        if not (here / "config.json").exists():
-            explainer = make_lmac(plan, model, False, plan.seeds[0])
-            source = training_batches(sets.train, plan, sets.noise_train, plan.batch_size)
-            fit(explainer, lambda b: explainer.loss(model, b), source, plan.evidence.refit, len(sets.train) // plan.batch_size, None, here / "fit", device, progress=False)
-            explainer.cpu().save_pretrained(here, model)
-        return LMAC.from_pretrained(here, model).to(device)
+        explainer = make_lmac(plan, model, False, plan.seeds[0])
+        source = training_batches(sets.train, plan, sets.noise_train, plan.batch_size)
+        log = fit(explainer, lambda b: explainer.loss(model, b), source, plan.evidence.refit, len(sets.train) // plan.batch_size, None, here / "fit", device, progress=False, facts=decided_by(plan, sets, explainer, model))
+        if log.attrs["trained"] or not (here / "config.json").exists(): explainer.cpu().save_pretrained(here, model)
+        return LMAC.from_pretrained(here, model)
     return refit
 
 # %% ../nbs/83_evidence.ipynb #193d465f
@@ -287,12 +286,12 @@ def randomisation_stage(plan: Plan, preset: str, root: str | Path, folder: str |
     model = AudioClassifier.from_pretrained(root / "classifier").to(dev)
     others = {f"L-MAC, {t}" for t in plan.tunings[1:]}                    # one fine-tuning stands for all
     methods = [m for m in (*main_methods(plan, root, model, seed, "corrected"), *slow_methods(plan, root, model, seed, "corrected")) if m.name not in {*UNRANKED, *others}]
-    seeds = [LMAC.from_pretrained(root / f"lmac-{s}", model).to(dev) for s in plan.seeds[1:]]
+    seeds = [LMAC.from_pretrained(root / f"lmac-{s}", model) for s in plan.seeds[1:]]
     part = Part(sets.test, spread(len(sets.test), plan.evidence.sanity_items))
     cell, steps = dict(preset=preset, dataset=plan.dataset, split=split_name(plan, "test"), protocol="corrected"), ["none", *cascade(model)]
     refit = refitted(plan, sets, folder, dev, [steps[k] for k in spread(len(steps), plan.evidence.refit_steps)])
     with manifest(folder, dev, stage="randomisation", preset=preset, plan=asdict(plan), data=sets.digest, classifier=model.fingerprint()), autocast(plan, model):
-        rows = stored(folder / "parts" / "rows.parquet", evaluation_key(plan, root, [*models_of(plan, seed), *models_of(plan, seed, "slow")], plan.evidence.sanity_items, plan.evidence.refit),
+        rows = stored(folder / "parts" / "rows.parquet", evaluation_key(plan, root, [*models_of(plan, seed), *models_of(plan, seed, "slow"), *(f"lmac-{s}" for s in plan.seeds[1:])], plan.evidence),
                       lambda: randomisation(model, methods, part, plan.classifier.seed, None, refit, seeds, plan.batch_size).assign(**cell))
         rows = rows[rows["method"].isin([m.name for m in methods])]
         write_table(rows, folder / "randomisation.parquet")
@@ -303,7 +302,7 @@ def roar_stage(plan: Plan, preset: str, root: str | Path, folder: str | Path, de
     "Accuracy of classifiers retrained without the bins that a method ranks highest (or `only` these methods' arms, without writing the table), per test clip, into `roar.parquet`."
     root, folder, dev, sets, ask = Path(root), Path(folder), pick_device(device), load_sets(plan), plan.evidence
     model, seed, tables = AudioClassifier.from_pretrained(root / "classifier").to(dev), plan.seeds[0], []
-    reference = LMAC.from_pretrained(root / f"lmac-{seed}", model).to(dev)
+    reference = LMAC.from_pretrained(root / f"lmac-{seed}", model)
     arms = {m.name: m for m in (reference, LoudestBins(reference), random_arm(seed)) if m.name in ask.roar_arms}
     parts = {name: spectrograms(model, clips) for name, clips in (("train", sets.train), ("test", sets.test))}
     train = lambda start, epoch, s: retrain(start, epoch, s, ask.roar, plan.augment, len(sets.train) // plan.classifier_batch, dev)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['KINDS', 'PRESETS', 'REPORT', 'PHOTOGRAPHS', 'PAUSED', 'Evidence', 'Plan', 'get_plan', 'Clips', 'scene_clips',
            'esc50_clips', 'Sets', 'load_sets', 'add_noise', 'training_batches', 'pick_device', 'device_name',
-           'code_version', 'manifest', 'train_classifier', 'load_best', 'paired_batches', 'make_lmac', 'autocast',
-           'Part', 'quick_scores', 'train_explainer', 'train_lmac', 'tuned_name', 'fine_tune', 'make_l2i', 'train_l2i',
-           'check_parameters', 'project_root', 'run_folder', 'load_models', 'outcome', 'example_clips',
-           'explain_why_not', 'report_entries', 'made', 'publish', 'paper', 'run_until']
+           'code_version', 'manifest', 'settle', 'train_classifier', 'load_best', 'paired_batches', 'make_lmac',
+           'autocast', 'Part', 'quick_scores', 'decided_by', 'train_explainer', 'train_lmac', 'tuned_name', 'fine_tune',
+           'make_l2i', 'train_l2i', 'check_parameters', 'project_root', 'run_folder', 'load_models', 'outcome',
+           'example_clips', 'explain_why_not', 'report_entries', 'made', 'publish', 'check_data', 'paper', 'run_until']
 
 # %% ../nbs/80_experiment.ipynb #d5ecabdc
 import functools, json, os, platform, shutil, subprocess, sys, time
@@ -35,7 +35,7 @@ from .l2i import ConvPsi, L2I, L2IWeights, LightPsi, PublishedPsi, fit_dictionar
 from .lmac import FineTuning, LMAC, LMACWeights
 from .metrics import evaluate
 from .scenes import Scenes
-from .training import FitConfig, atomic, bf16_pays, fit, mixed_precision, seeded
+from .training import CheckpointError, FitConfig, atomic, bf16_pays, fit, hash_weights, mixed_precision, seeded
 
 # %% ../nbs/80_experiment.ipynb #e295e679
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Plan:
     test_items: int = 200
     network: str = "cnn14"; width: float = 0.125; pool: int = 1   # or "conv2d", PIQ's; 1 = as published; bins and frames averaged before it
     dropout: float = 0.2; head_dropout: float = 0.0
-    noise_share: float = 0.25          # share of training clips with background noise, at 0 to 20 dB
+    noise_share: float = 0.25; noise_snr_db: tuple[float, float] | None = (0.0, 20.0)   # share of training clips with background noise, at an SNR in this range; None: as published, unit norms at 0 dB, divided by the maximum
     augment: Augment = Augment()
     classifier: FitConfig = FitConfig(epochs=8, lr=3e-3, weight_decay=0.01, optimizer="adamw", schedule="onecycle", clip=5.0, ema=0.95)
     decoder: str = "light"             # "light" or "published"
@@ -97,8 +97,8 @@ PRESETS: dict[str, dict[str, Plan]] = {
     "cpu": {"esc50": Plan("esc50", 5.0, test_items=400, width=0.25, head_dropout=0.3, **_light, conditional_epochs=4, classifier=FitConfig(
                  epochs=70, lr=2e-3, weight_decay=0.01, optimizer="adamw", schedule="onecycle", clip=5.0, ema=0.995, every=5, monitor="accuracy")),
             "scenes": Plan(train_items=1200, test_items=400, width=0.25, **(_light | dict(evidence=replace(_light["evidence"], kinds=("clean",)))), seeds=(0,), tunings=_two[:1])},
-    "paper": {"esc50": Plan("esc50", 5.0, test_items=400, width=1.0, decoder="published", decoder_width=2048, seeds=(0, 1, 2, 3, 4), noise_share=1.0,
-                 classifier=FitConfig(epochs=200, optimizer="adam", schedule="cyclic", monitor="accuracy"), lmac=FitConfig(epochs=200, schedule="plateau"), tuning=FitConfig(epochs=50), l2i=FitConfig(epochs=200, lr=1e-4, schedule="plateau", hold=50),
+    "paper": {"esc50": Plan("esc50", 5.0, test_items=400, width=1.0, decoder="published", decoder_width=2048, seeds=(0, 1, 2, 3, 4), noise_share=1.0, noise_snr_db=None,
+                 classifier=FitConfig(epochs=200, optimizer="adam", schedule="cyclic", monitor="accuracy"), lmac=FitConfig(epochs=200, schedule="plateau", monitor="Fid-In"), tuning=FitConfig(epochs=50), l2i=FitConfig(epochs=200, lr=1e-4, schedule="plateau", hold=50),
                  evidence=Evidence(contaminants=2, slow_items=400, sweep_items=400, sanity_items=100, refit=FitConfig(epochs=20), roar=FitConfig(epochs=50))),
               "scenes": Plan(train_items=5000, test_items=400, width=0.25, **_light, seeds=(0, 1, 2, 3, 4))},
 }
@@ -169,10 +169,10 @@ def load_sets(plan: Plan) -> Sets:
 def add_noise(x: Tensor, names: Sequence[str], files: Sequence[NoiseFile], generator: torch.Generator, snr_db: float | tuple[float, float] | None = 0.0) -> Tensor:
     "Waves [B, T] of classes `names` in random background noise at an SNR in dB, or drawn from a range; None = the published law at 0 dB (unit norms, then divided by the maximum)."
     noise = torch.stack([crop(files, x.shape[1], generator, avoid=(name,))[0] for name in names])
-    if snr_db is None: return mix_unit_norm(x, noise, (1.0, 1.0))
-    low, high = snr_db if isinstance(snr_db, tuple) else (snr_db, snr_db)
-    loud = x.square().mean(1) > 1e-10                               # a silent clip has no SNR: it stays silent
+    loud = (x.square().mean(1) > 1e-10) & (noise.square().mean(1) > 1e-10)   # silence has no SNR: the clip stays as it is
     out = x.clone()
+    if snr_db is None: out[loud] = mix_unit_norm(x[loud], noise[loud], (1.0, 1.0)); return out
+    low, high = snr_db if isinstance(snr_db, tuple) else (snr_db, snr_db)
     if loud.any(): out[loud] = mix_at_snr(x[loud], noise[loud], low + (high - low) * torch.rand(int(loud.sum()), generator=generator))
     return out
 
@@ -186,7 +186,7 @@ def training_batches(clips: Clips, plan: Plan, noise: Sequence[NoiseFile], batch
             batch.x = torch.stack([w.roll(r) for w, r in zip(batch.x, rolls)])
             noisy = torch.rand(len(items), generator=generator) < share
             batch.clean = batch.x.clone()
-            if noisy.any(): batch.x[noisy] = add_noise(batch.x[noisy], [clips.classes[c] for c in batch.label[noisy]], noise, generator, (0.0, 20.0))
+            if noisy.any(): batch.x[noisy] = add_noise(batch.x[noisy], [clips.classes[c] for c in batch.label[noisy]], noise, generator, plan.noise_snr_db)
             yield batch
     return epoch
 
@@ -220,16 +220,23 @@ def manifest(folder: str | Path, device: torch.device, **facts: Any) -> Iterator
                   versions={p: version(p) for p in ("torch", "torchaudio", "numpy", "pandas", "captum")})
     with atomic(Path(folder) / "manifest.json") as part: part.write_text(json.dumps(facts, indent=1, default=str))
 
+def settle(facts: dict, folder: str | Path, log: pd.DataFrame) -> bool:
+    "Note in a manifest how a training stands; whether its result is to be saved: it is finished, and not saved yet."
+    new = log.attrs["finished"] and (log.attrs["trained"] or not (Path(folder) / "manifest.json").exists())
+    facts |= dict(unfinished=not new, training_seconds=round(float(log["seconds"].sum()), 1) if len(log) else 0.0)   # of all calls
+    return new
+
 # %% ../nbs/80_experiment.ipynb #18d0ea21
 def train_classifier(plan: Plan, folder: str | Path, device: str = "auto", budget: float = float("inf"), progress: bool = True) -> pd.DataFrame:
-    "Train the plan's classifier into `folder` (resuming what is there); the log. The best epoch on the validation set is saved."
+    "Train the plan's classifier into `folder` (resuming what is there); the log. Saved is the best epoch by `plan.classifier.monitor` on the validation set, or the last."
     folder, dev, sets = Path(folder), pick_device(device), load_sets(plan)
     with seeded(plan.classifier.seed): model = AudioClassifier(sets.train.classes, plan.width, dropout=plan.dropout, head_dropout=plan.head_dropout, network=plan.network, pool=plan.pool)
     check = lambda clips: lambda m: accuracy(m, (clips[i] for i in batches(len(clips), 50)), bf16=plan.classifier.bf16)
     with manifest(folder, dev, stage="classifier", plan=asdict(plan), data=sets.digest) as facts:
         log = fit(model, lambda b: classification_loss(model, b, plan.augment), training_batches(sets.train, plan, sets.noise_train, plan.classifier_batch), plan.classifier,
-                  len(sets.train) // plan.classifier_batch, check(sets.valid), folder / "fit", dev, budget, progress)
-        if not log.attrs["finished"]: facts["unfinished"] = True; return log
+                  len(sets.train) // plan.classifier_batch, check(sets.valid), folder / "fit", dev, budget, progress,
+                  dict(start=model.fingerprint(), data=sets.digest, batch=plan.classifier_batch, dropout=(plan.dropout, plan.head_dropout), noise=(plan.noise_share, plan.noise_snr_db), augment=asdict(plan.augment)))
+        if not settle(facts, folder, log): return log
         load_weights(model, load_best(folder / "fit"), folder)
         facts["valid_before_recalibration"] = check(sets.valid)(model)
         with seeded(plan.classifier.seed) as g: recalibrate(model, (sets.train[i] for i in batches(len(sets.train), 100, g)))
@@ -244,7 +251,7 @@ def load_best(folder: Path) -> dict[str, Tensor]:
 
 # %% ../nbs/80_experiment.ipynb #6e7b7286
 def paired_batches(clips: Clips, plan: Plan) -> Callable[[torch.Generator], Iterator[Batch]]:
-    "generator -> an epoch of mixtures of two clips of different classes at 0 dB, with both classes as multi-hot annotation."
+    "generator -> an epoch of mixtures of two clips at 0 dB, with their classes (now and then one and the same) as multi-hot annotation."
     def epoch(generator: torch.Generator) -> Iterator[Batch]:
         for items in batches(len(clips), plan.batch_size, generator, drop_last=True):
             a, b = clips[items], clips[torch.randint(len(clips), (len(items),), generator=generator).numpy()]
@@ -276,7 +283,7 @@ class Part:
 
 # %% ../nbs/80_experiment.ipynb #abd03501
 def quick_scores(model: AudioClassifier, explainer: LMAC, clips: Clips, n: int, batch_size: int = 16) -> dict[str, float]:
-    "Means of the main metrics on the first n clips, for the training log; on the validation set only."
+    "Means of the main metrics on n clips, evenly spread, for the training log; on the validation set only."
     device = next(explainer.parameters()).device
     picked = np.linspace(0, len(clips) - 1, min(n, len(clips))).astype(int)
     frame = evaluate(model.to(device), explainer, Part(clips, picked), batch_size=batch_size)
@@ -284,14 +291,17 @@ def quick_scores(model: AudioClassifier, explainer: LMAC, clips: Clips, n: int, 
     return {m: float(means[m]) for m in ("AI", "AD", "AG", "FF", "Fid-In", "mask_mean")}
 
 # %% ../nbs/80_experiment.ipynb #be3ad8c5
+def decided_by(plan: Plan, sets: Sets, explainer: Explainer, model: AudioClassifier) -> dict[str, Any]:
+    "What, besides how it is learnt, decides the weights of an explainer that is yet to be trained: its description, first weights, classifier and data."
+    return explainer.describe(model) | dict(start=hash_weights(explainer), data=sets.digest, batch=plan.batch_size, noise=[getattr(plan, k, None) for k in ("noise_share", "noise_snr_db")])
+
 def train_explainer(stage: str, explainer: Explainer, model: AudioClassifier, source: Callable, config: FitConfig, plan: Plan, sets: Sets, folder: str | Path,
                     check: Callable | None, device: str, budget: float, progress: bool, loss: Callable | None = None, **facts: Any) -> pd.DataFrame:
     "Fit an explainer to the classifier into `folder` (resuming what is there) and save it when it is finished; the log. `loss` of a batch: the explainer's own unless given."
     dev = pick_device(device); model.to(dev, memory_format=torch.channels_last)
     with manifest(folder, dev, stage=stage, plan=asdict(plan), data=sets.digest, classifier=model.fingerprint(), **facts) as notes:
-        log = fit(explainer, loss or (lambda b: explainer.loss(model, b)), source, config, len(sets.train) // plan.batch_size, check, Path(folder) / "fit", dev, budget, progress)
-        notes["unfinished"] = not log.attrs["finished"]
-        if log.attrs["finished"]: explainer.cpu().save_pretrained(folder, model.cpu())
+        log = fit(explainer, loss or (lambda b: explainer.loss(model, b)), source, config, len(sets.train) // plan.batch_size, check, Path(folder) / "fit", dev, budget, progress, decided_by(plan, sets, explainer, model) | facts)
+        if settle(notes, folder, log): explainer.cpu().save_pretrained(folder, model.cpu())
     return log
 
 def train_lmac(plan: Plan, classifier: str | Path, folder: str | Path, seed: int = 0, conditional: bool = False, device: str = "auto",
@@ -445,14 +455,19 @@ def publish(preset: str) -> Path:
     return target
 
 # %% ../nbs/80_experiment.ipynb #10e19573
+def check_data(preset: str, only: Sequence[str] = ()) -> None:
+    "DataError names the first data set that the whole graph, or `only` these targets of it, needs and that is not there."
+    if not any(plan.dataset == "esc50" for plan in PRESETS[preset].values()): return                  # all is made here
+    pictures = [target for target in map(str, only) if target == "piq_images" or any(name in target for name in ("mnist", "fashion", "quickdraw", "crops"))]
+    if len(pictures) < len(only) or not only: ESC50(); noise_pack(); speech_pack(); find("fsdd")
+    if pictures or not only or "piq" in only: [find(name) for name in ("mnist", "fashion_mnist", "quickdraw", "ccp_crops")]
+
 def paper(preset: str = "smoke", device: str = "auto",
           only: Sequence[str] = (),  # files, or names of targets of the graph: piq, piq_sounds, piq_images
           cores: int = 0, budget: float = float("inf")  # seconds after which training stops at a checkpoint and nothing new is begun
          ) -> int:
     "Make every table, figure and audio example of a preset (or only some of them) on `cores` (0: two, if there are); the exit code, 0 when the budget ended it."
-    get_plan(preset, "scenes"); pick_device(device)
-    for plan in PRESETS[preset].values():
-        if plan.dataset == "esc50": ESC50(); noise_pack(); speech_pack(); find("fsdd")
+    get_plan(preset, "scenes"); pick_device(device); check_data(preset, only)
     deadline = [f"deadline={int(time.time() + budget)}"] if np.isfinite(budget) else []
     command = [sys.executable, "-m", "snakemake", "-s", str(project_root() / "paper_figures" / "Snakefile"), "-d", str(project_root()), "--cores", str(cores or min(2, os.cpu_count() or 1)), "--rerun-triggers", "mtime",
                "params", "--rerun-incomplete", "--quiet", "all", "--config", f"preset={preset}", f"device={device}", *deadline, *(["--", *(str(Path(p).resolve()) if Path(p).suffix else str(p) for p in only)] if only else [])]

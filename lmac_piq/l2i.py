@@ -7,7 +7,7 @@ __all__ = ['sample_frames', 'fit_dictionary', 'PublishedNMF', 'PublishedPsi', 'C
            'make_psi', 'Theta', 'L2IWeights', 'l2i_terms', 'component_share', 'L2I']
 
 # %% ../nbs/51_l2i.ipynb #7a07e52c
-import copy, json, warnings
+import copy, warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,17 +17,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from sklearn.decomposition import MiniBatchNMF
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from .classifier import Explainable, Output, Representation, described_by, load_weights, read_pretrained, rename_weights
 from .decoder import Mix, PublishedDecoder
 from .explanation import Attribution, frozen
-from .lmac import model_fingerprint
+from .lmac import beside, model_fingerprint, save_explainer
 from .piq import PublishedInterpreter
 from .spectral import full_precision
-from .training import atomic, save_weights, seeded
+from .training import seeded
 
 # %% ../nbs/51_l2i.ipynb #ae24d947
 def sample_frames(values: Iterable[Tensor],  # batches of log1p magnitude [B, F, T']
@@ -55,6 +53,8 @@ def fit_dictionary(values: Iterable[Tensor],    # batches of log1p magnitude [B,
     frames = sample_frames(values, max_frames, seed).numpy()
     if components > min(frames.shape):
         raise ValueError(f"{components} components need as many frames and bins, here are {frames.shape[0]} frames of {frames.shape[1]} bins: give more frames, or ask for fewer components")
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.decomposition import MiniBatchNMF  # here, because it is slow to import
     nmf = MiniBatchNMF(components, init="nndsvda", batch_size=1024, max_iter=epochs, max_no_improvement=None, tol=0, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)      # as many rounds as asked for: nothing to warn of
@@ -247,13 +247,15 @@ def with_random_theta(self: L2I, seed: int = 0) -> L2I:
 
 # %% ../nbs/51_l2i.ipynb #fad27c99
 @patch
+def describe(self: L2I, model: Explainable) -> dict[str, Any]:
+    "All that makes it besides its weights, with the classifier's fingerprint."
+    return dict(kind="L2I", name=self.name, threshold=self.threshold, weights=asdict(self.weights), psi=self.psi.config, frames=self.fixed_frames,
+                n_freq=len(self.dictionary), classifier=model.fingerprint(), classes=model.classes)
+
+@patch
 def save_pretrained(self: L2I, folder: str | Path, model: Explainable) -> Path:
     "Write psi, theta and the dictionary, and a configuration with the classifier's fingerprint; the classifier itself is not saved."
-    folder = Path(folder); save_weights(self, folder / "model.safetensors")
-    config = dict(kind="L2I", name=self.name, threshold=self.threshold, weights=asdict(self.weights), psi=self.psi.config, frames=self.fixed_frames,
-                  n_freq=len(self.dictionary), classifier=model.fingerprint(), classes=model.classes)
-    with atomic(folder / "config.json") as part: part.write_text(json.dumps(config, indent=1))
-    return folder
+    return save_explainer(self, folder, model)
 
 @patch(cls_method=True)
 def from_pretrained(cls: L2I, folder: str | Path, model: Explainable | None = None) -> L2I:
@@ -264,6 +266,4 @@ def from_pretrained(cls: L2I, folder: str | Path, model: Explainable | None = No
         self = cls(psi, dictionary, len(config["classes"]), config["frames"], L2IWeights(**config["weights"]), config["threshold"], config["name"])
         self.fingerprint = config["classifier"]
     load_weights(self, weights, folder)
-    if model is not None and model_fingerprint(model) != self.fingerprint:
-        raise ValueError(f"{folder} was trained on classifier {self.fingerprint}, this one is {model_fingerprint(model)}: train an L2I for it")
-    return self.to(memory_format=torch.channels_last).eval()
+    return beside(self, folder, model)

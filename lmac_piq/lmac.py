@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LMACWeights', 'total_variation', 'mean_area', 'lmac_terms', 'LMAC', 'model_fingerprint', 'FineTuning',
-           'normalised_correlation', 'loud_bins', 'guidance']
+           'normalised_correlation', 'loud_bins', 'guidance', 'save_explainer', 'beside']
 
 # %% ../nbs/31_lmac.ipynb #d5343364
 import json
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .classifier import Explainable, Output, Representation, described_by, load_weights, read_pretrained
 from .decoder import ImageDecoder, LightDecoder, PublishedDecoder, make_decoder
 from .explanation import Attribution, drop, frozen, keep
+from .spectral import full_precision
 from .training import atomic, save_weights
 
 # %% ../nbs/31_lmac.ipynb #2108c804
@@ -140,7 +141,7 @@ def guidance(explainer: LMAC, model: Explainable, values: Tensor, mask: Tensor, 
     with torch.no_grad():
         clean = model.represent(batch.clean, phase=False).values
         guided = (normalised_correlation(clean, keep(model, values, mask, explainer.domain)) >= tuning.threshold).float()
-    each = F.binary_cross_entropy(mask.clamp(1e-6, 1 - 1e-6), loud_bins(clean, tuning.loud), reduction="none").flatten(1).mean(1)
+    with full_precision(mask.device): each = F.binary_cross_entropy(mask.clamp(1e-6, 1 - 1e-6), loud_bins(clean, tuning.loud), reduction="none").flatten(1).mean(1)
     return guided, {"guidance": tuning.guidance * (guided * each).mean()}
 
 @patch
@@ -151,14 +152,29 @@ def fine_tuned(self: LMAC, tuning: FineTuning = FineTuning()) -> LMAC:
     return copy
 
 # %% ../nbs/31_lmac.ipynb #68d55338
+def save_explainer(explainer: nn.Module, folder: str | Path, model: Explainable) -> Path:
+    "Write an explainer's weights and `describe(model)`; the classifier itself is not saved."
+    folder = Path(folder); save_weights(explainer, folder / "model.safetensors")
+    with atomic(folder / "config.json") as part: part.write_text(json.dumps(explainer.describe(model), indent=1))
+    return folder
+
+def beside(explainer: nn.Module, folder: str | Path, model: Explainable | None) -> nn.Module:
+    "An explainer read from `folder`, ready to use and on the device of `model`; ValueError unless that is the classifier it was trained on."
+    if model is not None and (found := model_fingerprint(model)) != explainer.fingerprint:
+        raise ValueError(f"{folder} was trained on classifier {explainer.fingerprint}, this one is {found}: train another for it")
+    return explainer.to(None if model is None else next(model.parameters()).device, memory_format=torch.channels_last).eval()
+
+# %% ../nbs/31_lmac.ipynb #68d55339
+@patch
+def describe(self: LMAC, model: Explainable) -> dict[str, Any]:
+    "All that makes it besides its weights, with the classifier's fingerprint."
+    return dict(kind="LMAC", name=self.name, domain=self.domain, weights=asdict(self.weights), decoder=self.decoder.config,
+                tuning=asdict(self.tuning) if self.tuning else None, classifier=model.fingerprint(), classes=model.classes)
+
 @patch
 def save_pretrained(self: LMAC, folder: str | Path, model: Explainable) -> Path:
     "Write the decoder's weights and a configuration with the classifier's fingerprint; the classifier itself is not saved."
-    folder = Path(folder); save_weights(self, folder / "model.safetensors")
-    config = dict(kind="LMAC", name=self.name, domain=self.domain, weights=asdict(self.weights), decoder=self.decoder.config,
-                  tuning=asdict(self.tuning) if self.tuning else None, classifier=model.fingerprint(), classes=model.classes)
-    with atomic(folder / "config.json") as part: part.write_text(json.dumps(config, indent=1))
-    return folder
+    return save_explainer(self, folder, model)
 
 @patch(cls_method=True)
 def from_pretrained(cls: LMAC, folder: str | Path, model: Explainable | None = None) -> LMAC:
@@ -168,6 +184,4 @@ def from_pretrained(cls: LMAC, folder: str | Path, model: Explainable | None = N
         self = cls(make_decoder(config["decoder"]), LMACWeights(**config["weights"]), config["name"], config["domain"])
         self.fingerprint, self.tuning = config["classifier"], FineTuning(**config["tuning"]) if config.get("tuning") else None
     load_weights(self, weights, folder)
-    if model is not None and model_fingerprint(model) != self.fingerprint:
-        raise ValueError(f"{folder} was trained on classifier {self.fingerprint}, this one is {model_fingerprint(model)}: train an L-MAC for it")
-    return self.to(memory_format=torch.channels_last).eval()
+    return beside(self, folder, model)

@@ -52,11 +52,11 @@ def average_drop(p: Tensor, p_kept: Tensor, target: Tensor) -> Tensor:
     lost = (before - after).clamp_min(0) / before
     return _undefined_where_not_finite(100 * lost.masked_fill(before == 0, 0), before, after)
 
-def average_gain(p: Tensor, p_kept: Tensor, target: Tensor) -> Tensor:
-    "AG per item, [B], percent of the missing 1 - p_c won on the kept part; in [0, 100]."
+def average_gain(p: Tensor, p_kept: Tensor, target: Tensor, tolerance: float = 1e-6) -> Tensor:
+    "AG per item, [B], percent of the missing 1 - p_c won on the kept part, 0 where AI takes the increase for rounding; in [0, 100]."
     before, after = _at(p, target), _at(p_kept, target)
-    won = (after - before).clamp_min(0) / (1 - before)
-    return _undefined_where_not_finite(100 * won.masked_fill(before == 1, 0), before, after)
+    won = (after - before) / (1 - before)
+    return _undefined_where_not_finite(100 * won.masked_fill(after - before <= tolerance, 0), before, after)
 
 # %% ../nbs/60_metrics.ipynb #a5303169
 def average_drop_published(p: Tensor, p_kept: Tensor, target: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def average_precision(scores: Tensor,              # ranking of the bins [B, F, 
                       truth: Tensor,               # true mask in [0, 1]; a bin is true where it exceeds 0.5
                       valid: Tensor | None = None  # frames that are not padding [B]
                      ) -> Tensor:
-    "Average precision per item, [B], ties exact; NaN where no bin is true."
+    "Average precision per item, [B], ties exact; NaN where no bin is true or a valid bin's score is not finite."
     inside = _inside(scores, valid)
     score = scores.detach().float().masked_fill(~inside, -torch.inf).flatten(1)
     order = _argsort(score).flip(1)
@@ -174,7 +174,8 @@ def average_precision(scores: Tensor,              # ranking of the bins [B, F, 
     last = F.pad(score[:, 1:] != score[:, :-1], (0, 1), value=True)                # the last bin of each run of equal scores
     end = torch.where(last, place, len(place)).flip(1).cummin(1).values.flip(1)    # where the run of each bin ends
     precision = true.cumsum(1).gather(1, end).double() / (end + 1)
-    return (precision * true).sum(1) / true.sum(1)
+    finite = torch.isfinite(_flat(scores.detach().float(), valid)).all(1)
+    return ((precision * true).sum(1) / true.sum(1)).masked_fill(~finite, torch.nan)
 
 # %% ../nbs/60_metrics.ipynb #77486d7b
 def energy_iou(mask: Tensor, truth: Tensor, energy: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -519,7 +520,7 @@ def summarise(frame: pd.DataFrame,              # tidy: item, metric, value, and
     by = [c for c in ("method", *cells) if c in frame] if by is None else list(by)
     values = over_seeds(frame, [c for c in by if c != "method"], cluster)
     rows = []
-    for cell, part in values.groupby(by, dropna=False, sort=False):
+    for cell, part in values.groupby(by, dropna=False, sort=False, observed=True):
         defined = int(part["value"].notna().sum())
         rows.append(dict(zip(by, cell)) | bootstrap_ci(part["value"], part[cluster], **kw)._asdict() | {"n": defined, "undefined": len(part) - defined})
     return pd.DataFrame(rows)

@@ -224,11 +224,12 @@ def from_module(module: nn.Module,                 # logits [B, classes] from wh
                 channels: int = 1, size: int = 28, baseline: str = "zero",   # of images: planes, pixels per side, what removed pixels become
                 example: Tensor | None = None,     # inputs to try; default a second of noise, or noisy images
                ) -> Explainable:
-    "An explainable classifier around any module, tried on an example; ValueError says what keeps it from being explained."
+    "An explainable classifier around any module, on the module's device and tried on an example there; ValueError says what keeps it from being explained."
     if front_end not in FRONT_ENDS: raise ValueError(f"unknown front_end {front_end!r}: choose from {', '.join(FRONT_ENDS)}")
     config = {k: v for k, v in locals().items() if k not in ("module", "transform", "example")} | dict(classes=list(classes), feature_layers=list(feature_layers))
-    model = _make(module, transform, config | dict(module=type(module).__name__, transform=repr(transform)))
-    out = check_explainable(model, _example(config) if example is None else example)
+    model, device = _make(module, transform, config | dict(module=type(module).__name__, transform=repr(transform))), _device_of(module)
+    for part in {*model.children()} - {model.network}: part.to(device)          # spectrogram and transform; the module stays where it is
+    out = check_explainable(model, (_example(config) if example is None else example).to(device))
     model.network.channels = [f.shape[1] for f in out.features]
     return model.eval()
 
@@ -244,6 +245,10 @@ def _make(module: nn.Module, transform: nn.Module | None, c: dict) -> Explainabl
     if front == "image": return ImageModule(watched, transform, c)
     stft = Spectrogram(c["sample_rate"], c["n_fft"], c["hop"], c["win"])
     return (WaveModule if front == "wave" else SoundModule)(watched, stft, front, transform, c["power"], c)
+
+def _device_of(module: nn.Module) -> torch.device:
+    "Where the first parameter or buffer is; without any, the CPU."
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 def _example(c: dict) -> Tensor:
     "Two noisy inputs, the same each time."

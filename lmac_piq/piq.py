@@ -7,7 +7,6 @@ __all__ = ['Upsample', 'LightInterpreter', 'PublishedInterpreter', 'DigitBlock',
            'PIQTask', 'gain_mask', 'strong_bins', 'PIQ', 'count_codes', 'code_patches', 'speechbrain_piq']
 
 # %% ../nbs/41_piq.ipynb #34c3c231
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +20,7 @@ from torch import Tensor, nn
 from .classifier import ConvResidual, Explainable, Output, Representation, described_by, load_weights, read_pretrained, rename_weights
 from .codebook import Codebook, Quantised
 from .explanation import Attribution, baseline_values, frozen, keep
-from .lmac import loud_bins, model_fingerprint
-from .training import atomic, save_weights
+from .lmac import beside, loud_bins, model_fingerprint, save_explainer
 
 # %% ../nbs/41_piq.ipynb #a46691f3
 class Upsample(nn.Module):
@@ -229,12 +227,14 @@ def loss(self: PIQ, model: Explainable, batch: Any, out: Output | None = None) -
 
 # %% ../nbs/41_piq.ipynb #0a61461a
 @patch
+def describe(self: PIQ, model: Explainable) -> dict[str, Any]:
+    "All that makes it besides its weights, with the classifier's fingerprint."
+    return dict(kind="PIQ", name=self.name, task=asdict(self.task), body=self.body.config, codebook=self.codebook and self.codebook.config, classifier=model.fingerprint(), classes=model.classes)
+
+@patch
 def save_pretrained(self: PIQ, folder: str | Path, model: Explainable) -> Path:
     "Write the weights and a configuration with the classifier's fingerprint; the classifier itself is not saved."
-    folder = Path(folder); save_weights(self, folder / "model.safetensors")
-    config = dict(kind="PIQ", name=self.name, task=asdict(self.task), body=self.body.config, codebook=self.codebook and self.codebook.config, classifier=model.fingerprint(), classes=model.classes)
-    with atomic(folder / "config.json") as part: part.write_text(json.dumps(config, indent=1))
-    return folder
+    return save_explainer(self, folder, model)
 
 @patch(cls_method=True)
 def from_pretrained(cls: PIQ, folder: str | Path, model: Explainable | None = None) -> PIQ:
@@ -244,9 +244,7 @@ def from_pretrained(cls: PIQ, folder: str | Path, model: Explainable | None = No
         self = cls(make_interpreter(config["body"]), config["codebook"] and Codebook(**config["codebook"]), PIQTask(**config["task"]), config["name"])
         self.fingerprint = config["classifier"]
     load_weights(self, weights, folder)
-    if model is not None and model_fingerprint(model) != self.fingerprint:
-        raise ValueError(f"{folder} was trained on classifier {self.fingerprint}, this one is {model_fingerprint(model)}: train a PIQ for it")
-    return self.to(memory_format=torch.channels_last).eval()
+    return beside(self, folder, model)
 
 # %% ../nbs/41_piq.ipynb #6f9e3ab7
 @torch.no_grad()

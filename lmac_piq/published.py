@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats as ss
+import scipy
 
 from .experiment import PRESETS, project_root
 from .metrics import METRICS, summarise
@@ -112,7 +112,7 @@ def order_agreement(table: pd.DataFrame # of `beside_published`
     for metric, part in table.groupby("metric", sort=False):
         part = part[~part["remark"].str.contains("sic|suspect")].dropna(subset=["published corrected", "ours published"])
         a, b, enough = part["published corrected"], part["ours published"], len(part) > 2
-        tau, rho = (f(a, b) if enough else (np.nan, np.nan) for f in (ss.kendalltau, ss.spearmanr))
+        tau, rho = (f(a, b) if enough else (np.nan, np.nan) for f in (scipy.stats.kendalltau, scipy.stats.spearmanr))
         found.append(dict(metric=metric, methods=len(part), kendall=tau[0], spearman=rho[0]) | {"kendall p": tau[1], "spearman p": rho[1]})
     return pd.DataFrame(found)[["metric", "methods", "kendall", "kendall p", "spearman", "spearman p"]]
 

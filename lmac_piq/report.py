@@ -17,6 +17,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from IPython.display import HTML
 from matplotlib.axes import Axes
@@ -25,12 +26,11 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import kendalltau, rankdata
 
 from .explanation import Explanation
 from .listen import draw_spectrogram, relative_db, two_inks
 from .metrics import FORMS, METRICS, summarise
-from .stats import bootstrap_ci, compare, holm, over_seeds, paired_difference, seed_spread
+from .stats import bootstrap_ci, compare, decidable, holm, over_seeds, paired_difference, seed_spread
 from .style import BOUNDS, COLOURS, LOOKS, NULLS, TICKS, Look, bare, look
 from .training import atomic
 
@@ -124,8 +124,8 @@ def _leads(part: pd.DataFrame, metric: str, cluster: str, kw: dict) -> str | Non
     means = (better * (shared if len(shared) else wide).mean()).sort_values(ascending=False, kind="stable")
     first, clip = means.index[0], wide.index.get_level_values(cluster)
     for other in means.index[1:]:                                     # the closest rival first: most groups are settled by it
-        d = paired_difference(better * wide[first], better * wide[other], clip, **kw)
-        if not d["low"] > 0: return None
+        a, b = better * wide[first], better * wide[other]
+        if not (paired_difference(a, b, clip, **kw)["low"] > 0 and decidable(clip[(a - b).notna()].nunique(), kw.get("level", 0.95))): return None
     return first
 
 def _best(values: pd.DataFrame, by: list[str], cluster: str, kw: dict) -> pd.DataFrame:
@@ -201,13 +201,13 @@ def _counts(frame: pd.DataFrame) -> list[str]:
 
 # %% ../nbs/81_report.ipynb #12cb304c
 def caption(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str = "item", **kw) -> list[str]:
-    "Sentences that say what a table was computed from, and how the reference fares against the loudest bins."
+    "Sentences that say what a table was computed from, and how the reference fares against the loudest bins: stars as in the whole `difference_table`."
     text = _counts(frame) + _classifier(frame)
     text.append(f"Mean over items with its {100 * kw.get('level', 0.95):g} % bootstrap interval, drawn by {'clip' if cluster == 'item' else cluster}; "
                 "seeds are averaged within the item.")
     text.append(f"Bold: better than every other method of its group by the paired interval. {_list(BOUNDS).capitalize()} are bounds of the scale and do not take part.")
     if {reference, "loudest bins"} <= set(frame["method"]):
-        text += verdicts(difference_table(frame[frame["method"].isin([reference, "loudest bins"])], reference, cluster, **kw))
+        text += verdicts(difference_table(frame, reference, cluster, **kw))
     return text
 
 # %% ../nbs/81_report.ipynb #e27256dc
@@ -224,6 +224,7 @@ def _from_reference(d: pd.DataFrame) -> pd.DataFrame:
 
 def difference_table(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str = "item", **kw) -> pd.DataFrame:
     "Paired differences reference - method: block, method, metric, difference, low, high, n, undefined, unpaired, superiority, rank_biserial, p, p_holm, favours; intervals by clip."
+    if "family" in kw: raise ValueError(f"family={kw['family']}: a report adjusts for all tests of its table; make a table of those that belong together, or use stats.compare")
     rows = reported(frame)
     rows = rows[rows["metric"].map(lambda m: METRICS[m].better).astype(int) != 0]
     by = [*_blocks(rows), "metric"]
@@ -249,9 +250,10 @@ def _survives(differences: pd.DataFrame) -> pd.Series:
 def tally(differences: pd.DataFrame, level: float = 0.95) -> str:
     "How many comparisons are decided, in whose favour, how many would be by chance, how many survive adjustment; the bounds are not counted."
     d = differences[~differences["method"].isin(BOUNDS)]
-    n, won, lost = len(d), d["favours"] == d["reference"], (d["favours"] != "") & (d["favours"] != d["reference"])
+    n, able, won, lost = len(d), sum(decidable(k, level) for k in d["n"]), d["favours"] == d["reference"], (d["favours"] != "") & (d["favours"] != d["reference"])
     said = (f"Of {n} comparisons, those with {_list(BOUNDS)} not counted, {_list(differences['reference'].unique())} wins {won.sum()} and loses {lost.sum()}; "
-            f"{n - won.sum() - lost.sum()} are not decided. The intervals are not adjusted for their number: without any true difference about {(1 - level) * n:.1f} would be decided.")
+            f"{n - won.sum() - lost.sum()} are not decided. The intervals are not adjusted for their number: without any true difference about {(1 - level) * able:.1f} would be decided"
+            + f"; {n - able} have too few items for that" * (able < n) + ".")
     if "p_holm" not in d: return said
     kept = _survives(d)
     return said + f" After Holm's adjustment for {d['p_holm'].notna().sum()} tests {(kept & won).sum()} of the wins and {(kept & lost).sum()} of the losses remain (p < {_ALPHA:g})."
@@ -677,7 +679,7 @@ def _rank_correlations(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.nda
     "Kendall's tau-b and Spearman's rho of each pair of rows, [n, methods] -> [n], [n]."
     i, j = np.triu_indices(a.shape[1], 1)
     pairs = [np.sign(x[:, i] - x[:, j]) for x in (a, b)]
-    ranks = [rankdata(x, axis=1) - (a.shape[1] + 1) / 2 for x in (a, b)]
+    ranks = [scipy.stats.rankdata(x, axis=1) - (a.shape[1] + 1) / 2 for x in (a, b)]
     alike = lambda x, y: (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
     with np.errstate(invalid="ignore"): return alike(*pairs), alike(*ranks)
 
@@ -697,7 +699,7 @@ def rank_agreement(rows: pd.DataFrame,      # tidy per-item table of scenes, one
             row = {"truth": truth, "metric": metric, "methods": which, "count": int(both.sum()), "clips": len(wide)}
             for name, r in zip(("kendall", "spearman"), _rank_correlations(a[:, both], b[:, both]) if both.sum() > 2 else [np.full(2, np.nan)] * 2):
                 row |= {name: r[0]} | dict(zip((f"{name} low", f"{name} high"), np.nanquantile(r[1:], [(1 - level) / 2, (1 + level) / 2]) if np.isfinite(r[1:]).any() else (np.nan, np.nan)))
-            found.append(row | {"kendall p": kendalltau(a[0, both], b[0, both]).pvalue if both.sum() > 2 else np.nan})
+            found.append(row | {"kendall p": scipy.stats.kendalltau(a[0, both], b[0, both]).pvalue if both.sum() > 2 else np.nan})
     table = pd.DataFrame(found)
     table.attrs = dict(group="truth", caption=agreement(table))
     return table

@@ -9,6 +9,7 @@ __all__ = ['Refit', 'FitClassifier', 'cascade', 'cascade_steps', 'randomise', 'A
 
 # %% ../nbs/61_sanity.ipynb #c48d6bb7
 import copy, zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -231,11 +232,12 @@ def _compared(arms: list[_Arm], explainers: Sequence[Explainer], batch: Batch, b
     out = _classified(model, rep.values); target = out.logits.argmax(1)
     old = {e.name: _view(_ask(model, e, rep, out, target), rep.valid, bins, seed) for e in explainers}
     for arm in arms:
-        out = _classified(arm.model, rep.values)
+        out, met = _classified(arm.model, rep.values), Counter()
         for name, variant, explainer in arm.pairs:
-            new = _view(_ask(arm.model, explainer, rep, out, target), rep.valid, bins, seed)
-            for metric, values in _similarity(new, old[name]).items():
-                rows += [dict(layer=arm.layer, depth=arm.depth, method=name, variant=variant, item=i, metric=metric, value=v) for i, v in zip(batch.item.tolist(), values)]
+            new, nth = _view(_ask(arm.model, explainer, rep, out, target), rep.valid, bins, seed), met[name, variant]      # the nth of one name
+            met[name, variant] += 1
+            cell = dict(layer=arm.layer, depth=arm.depth, method=name, variant=variant, seed=seed + nth)
+            for metric, values in _similarity(new, old[name]).items(): rows += [cell | dict(item=i, metric=metric, value=v) for i, v in zip(batch.item.tolist(), values)]
     return rows
 
 # %% ../nbs/61_sanity.ipynb #626bbb8f
@@ -251,7 +253,7 @@ def randomisation(model: Explainable,
                   calibration: int = 16,              # first items that BatchNorm statistics are taken on (corrected)
                   bins: int | None = None,            # bins that ranks are compared on, a seeded draw; None = all
                   progress: bool = False
-                 ) -> pd.DataFrame: # layer, depth, method, variant, seed, item, metric ("ssim", "spearman"), value
+                 ) -> pd.DataFrame: # layer, depth, method, variant, seed (one more for each further of `others` of the same name), item, metric ("ssim", "spearman"), value
     "Masks under cascading randomisation against the masks of the untouched classifier; one copy of the classifier per step is held in memory."
     steps = cascade_steps(model, protocol)
     chosen = list(steps) if layers is None else list(layers)
@@ -261,7 +263,7 @@ def randomisation(model: Explainable,
     arms, rows = _arms(model, explainers, others, steps, chosen, refit, seed, protocol, values), []
     for at in tqdm(list(batches(len(items), batch_size)), desc="randomisation", disable=not progress):
         rows += _compared(arms, explainers, _batch(items, at).to(device), bins, seed)
-    return pd.DataFrame(rows).assign(seed=seed)[["layer", "depth", "method", "variant", "seed", "item", "metric", "value"]]
+    return pd.DataFrame(rows)[["layer", "depth", "method", "variant", "seed", "item", "metric", "value"]]
 
 # %% ../nbs/61_sanity.ipynb #8582cc34
 @dataclass

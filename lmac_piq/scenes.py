@@ -228,7 +228,7 @@ def make_scene(
     distractor_snr_db:float|tuple[float,float]=(3., 12.), # target over distractor; a number or a range
     noise_snr_db:float|tuple[float,float]=(5., 20.), # target over background; inf for none
     clutter_snr_db:float|tuple[float,float]=(-6., 6.), # target over clutter; inf for none
-    apart:bool=False, # one event in the first half, the other in the second, in random order
+    apart:bool=False, # one event towards the beginning, the other towards the end, in random order; both at once for at most 28 % of the scene, 10 % on average
     sample_rate:int=16000,
 ) -> Scene:
     "One scene: a target event, perhaps a distractor, background and clutter."
@@ -269,7 +269,7 @@ class Scenes:
         n:int, # number of scenes
         seconds:float=1.0, # length of each
         seed:int=0, # another seed, another split
-        two_events:bool|str=True, # True, False, or "equal" for two events at 0 dB, apart in time
+        two_events:bool|str=True, # True, False, or "equal" for two events at 0 dB, one towards the beginning, one towards the end
         **levels, # `distractor_snr_db`, `noise_snr_db`, `clutter_snr_db` of `make_scene`
     ):
         if two_events not in (True, False, "equal"): raise ValueError(f"two_events must be True, False or 'equal', got {two_events!r}")

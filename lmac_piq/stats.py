@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CELL', 'Interval', 'bootstrap_ci', 'paired_difference', 'probability_of_superiority', 'rank_biserial', 'paired_test',
-           'holm', 'cell_columns', 'over_seeds', 'compare', 'seed_spread']
+           'holm', 'cell_columns', 'over_seeds', 'decidable', 'compare', 'seed_spread']
 
 # %% ../nbs/62_stats.ipynb #cebb54b2
 from functools import lru_cache
@@ -13,7 +13,7 @@ from typing import NamedTuple, Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats as ss
+import scipy  # which imports scipy.stats when it is first used: that takes a second
 
 # %% ../nbs/62_stats.ipynb #0bdf1c40
 class Interval(NamedTuple):
@@ -50,9 +50,9 @@ def _bca(tails: np.ndarray, means: np.ndarray, mean: float, sums: np.ndarray, co
     left_out = (sums.sum() - sums) / (counts.sum() - counts)
     d = left_out.mean() - left_out
     a = (d**3).sum() / (6 * (d**2).sum() ** 1.5)
-    z0 = ss.norm.ppf(((means < mean).mean() + (means <= mean).mean()) / 2)
-    z = z0 + ss.norm.ppf(tails)
-    return ss.norm.cdf(z0 + z / (1 - a * z))
+    z0 = scipy.stats.norm.ppf(((means < mean).mean() + (means <= mean).mean()) / 2)
+    z = z0 + scipy.stats.norm.ppf(tails)
+    return scipy.stats.norm.cdf(z0 + z / (1 - a * z))
 
 # %% ../nbs/62_stats.ipynb #8558d8bf
 def _interval(c: _Clustered, means: np.ndarray, level: float, method: str) -> Interval:
@@ -130,7 +130,7 @@ def rank_biserial(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -
 
 def _rank_biserial(d: np.ndarray) -> float:
     if not len(d): return float("nan")
-    ranks = ss.rankdata(np.abs(d)) * (d != 0)
+    ranks = scipy.stats.rankdata(np.abs(d)) * (d != 0)
     return float((np.sign(d) * ranks).sum() / ranks.sum()) if d.any() else 0.0
 
 # %% ../nbs/62_stats.ipynb #8ef914c8
@@ -149,9 +149,9 @@ def _test(d: np.ndarray, method: str, n: int = 9999, seed: int = 0) -> float:
     if method not in ("wilcoxon", "permutation"): raise ValueError(f"method={method!r} is unknown: use 'wilcoxon' or 'permutation'")
     if len(d) < 2: return float("nan")
     if not d.any(): return 1.0
-    if method == "wilcoxon": return float(ss.wilcoxon(d, zero_method="pratt", method="asymptotic").pvalue)
+    if method == "wilcoxon": return float(scipy.stats.wilcoxon(d, zero_method="pratt", method="asymptotic").pvalue)
     mean = lambda x, axis: x.mean(axis)
-    return float(ss.permutation_test((d,), mean, permutation_type="samples", vectorized=True, n_resamples=n, rng=seed).pvalue)
+    return float(scipy.stats.permutation_test((d,), mean, permutation_type="samples", vectorized=True, n_resamples=n, rng=seed).pvalue)
 
 # %% ../nbs/62_stats.ipynb #6daf2e9b
 def holm(pvalues: ArrayLike # one per test; NaN (no test) stays NaN and does not count
@@ -182,6 +182,11 @@ def over_seeds(frame: pd.DataFrame, # tidy: item, value and optionally method, s
         raise ValueError(f"several values for {frame.loc[twice, index].iloc[0].to_dict()}: name the column that tells them apart in `by`")
     groups = frame.groupby(index, dropna=False, sort=False, observed=True)["value"]
     return groups.mean().where(groups.count() == groups.size()).reset_index()
+
+# %% ../nbs/62_stats.ipynb #70615f21
+def decidable(clips: int, level: float = 0.95) -> bool:
+    "Can so many clips decide at this level? Not where even signs that all agree, by chance 2^(1 - clips), are too likely: below 6 clips at 0.95."
+    return 2.0 ** (1 - clips) <= 1 - level
 
 # %% ../nbs/62_stats.ipynb #e7886113
 _COMPARED = ("mean", "reference_mean", "difference", "low", "high", "n", "undefined", "unpaired", "superiority", "rank_biserial", "p", "p_holm", "clear")
@@ -221,7 +226,7 @@ def _against(part: pd.DataFrame, reference: str, methods: Sequence[str], items: 
     b = column[reference]
     differences = [_clusters(values[:, column[m]] - values[:, b], group) for m in others]
     intervals = _intervals(differences, **kw)
-    return [{"method": m, "reference": reference} | _pair(values[:, column[m]], values[:, b], ran[:, column[m]], ran[:, b]) | _said(i, _mean(d), test)
+    return [{"method": m, "reference": reference} | _pair(values[:, column[m]], values[:, b], ran[:, column[m]], ran[:, b]) | _said(i, _mean(d), test, kw.get("level", 0.95))
             for m, d, i in zip(others, differences, intervals)]
 
 # %% ../nbs/62_stats.ipynb #bfb601b5
@@ -232,11 +237,11 @@ def _pair(a: np.ndarray, b: np.ndarray, ran_a: np.ndarray, ran_b: np.ndarray) ->
     mean = lambda x: float(x[ok].mean()) if n else float("nan")
     return {"mean": mean(a), "reference_mean": mean(b), "n": n, "undefined": int(both.sum()) - n, "unpaired": int((ran_a ^ ran_b).sum())}
 
-def _said(interval: Interval, d: np.ndarray, test: str | None) -> dict[str, float]:
-    "What the differences of the clips say: interval, effect sizes, p."
+def _said(interval: Interval, d: np.ndarray, test: str | None, level: float = 0.95) -> dict[str, float]:
+    "What the differences of the clips say: interval, effect sizes, p, and whether the interval and the number of clips decide."
     low, high = interval.low, interval.high
     effect = {"superiority": _superiority(d), "rank_biserial": _rank_biserial(d)} | ({} if test is None else {"p": _test(d, test)})
-    return {"difference": interval.mean, "low": low, "high": high} | effect | {"clear": bool(low > 0 or high < 0)}
+    return {"difference": interval.mean, "low": low, "high": high} | effect | {"clear": bool(low > 0 or high < 0) and decidable(len(d), level)}
 
 # %% ../nbs/62_stats.ipynb #fff5d942
 def seed_spread(frame: pd.DataFrame,             # tidy per-item table with a seed column

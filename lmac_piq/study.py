@@ -18,11 +18,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-import anywidget, numpy as np, pandas as pd, pyloudnorm, torch, traitlets, yaml
+import anywidget, numpy as np, pandas as pd, scipy, torch, traitlets, yaml
 from fastcore.basics import patch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import signal, stats as ss
 from torch import Tensor
 
 import lmac_piq
@@ -43,6 +42,7 @@ def loudness(wave: Tensor,    # samples [T]
     x = wave.detach().cpu().double().numpy()
     if x.ndim != 1 or len(x) < 0.4 * sample_rate: raise ValueError(f"loudness needs one wave [T] of at least 0.4 s, got shape {x.shape} at {sample_rate} Hz: pad it or leave it out")
     if not np.isfinite(x).all(): raise ValueError("the wave has samples that are NaN or infinite: check what made it")
+    import pyloudnorm  # here, because it is slow to import
     with np.errstate(divide="ignore"): value = pyloudnorm.Meter(sample_rate).integrated_loudness(x)
     if not math.isfinite(value): raise ValueError("the wave is silent, below -70 LUFS throughout: no gain makes it comparable, leave the item out of the study")
     return float(value)
@@ -86,8 +86,8 @@ def low_anchor(wave: Tensor,          # samples [T]
               ) -> Tensor:            # [T]
     "The wave low-passed (Butterworth of order 8, forwards and backwards): the anchor of ITU-R BS.1534."
     if not 0 < cutoff < sample_rate / 2: raise ValueError(f"cutoff={cutoff:g} Hz must lie below half the sample rate of {sample_rate} Hz")
-    sos = signal.butter(8, cutoff, fs=sample_rate, output="sos")
-    return torch.from_numpy(signal.sosfiltfilt(sos, wave.detach().cpu().double().numpy()).copy()).float()
+    sos = scipy.signal.butter(8, cutoff, fs=sample_rate, output="sos")
+    return torch.from_numpy(scipy.signal.sosfiltfilt(sos, wave.detach().cpu().double().numpy()).copy()).float()
 
 # %% ../nbs/72_study.ipynb #1abb34b7
 @dataclass(frozen=True, eq=False)
@@ -683,7 +683,7 @@ def friedman(table: pd.DataFrame) -> pd.DataFrame:
     for part, ratings in methods_only(table[table.kind == "mushra"]).groupby("part", sort=False):
         means = ratings.pivot_table(index="rater", columns="condition", values="value").dropna()
         enough = means.shape[0] > 1 and means.shape[1] > 2 and (means.nunique(axis=1) > 1).any()
-        chi2, p = ss.friedmanchisquare(*means.to_numpy().T) if enough else (math.nan, math.nan)
+        chi2, p = scipy.stats.friedmanchisquare(*means.to_numpy().T) if enough else (math.nan, math.nan)
         rows.append(dict(part=part, chi2=float(chi2), p=float(p), methods=means.shape[1], n=len(means)))
     return pd.DataFrame(rows, columns=["part", "chi2", "p", "methods", "n"]).assign(raters=whose(table))
 

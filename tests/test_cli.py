@@ -1,12 +1,13 @@
 """The command as a person uses it: what it makes, what it says, and that nothing ends in a traceback."""
-import json, os, re, subprocess, sys
+import json, os, re, shlex, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest, soundfile as sf, torch
 
 from lmac_piq.classifier import AudioClassifier, ImageClassifier
-from lmac_piq.cli import find_models, load_explainer, main, make_page, match_class, out_folders, parse_time, saved_items
+from lmac_piq.cli import find_models, load_explainer, main, make_page, make_parser, match_class, out_folders, parse_time, saved_items
 from lmac_piq.decoder import LightDecoder
+from lmac_piq.experiment import PRESETS
 from lmac_piq.lmac import LMAC
 from lmac_piq.training import seeded
 
@@ -101,9 +102,21 @@ def test_help_shows_examples_that_are_understood(command, capsys):
     shown = capsys.readouterr().out
     examples = re.findall(r"^  lmac-piq (.*?)(?:  +\(.*\))?$", shown[shown.index("examples:"):], re.M)
     assert end.value.code == 0 and examples and all(e.split()[0] == command for e in examples)
-    import shlex
-    from lmac_piq.cli import make_parser
     for example in examples: make_parser().parse_args(shlex.split(example))
+
+def test_every_command_of_the_readme_is_understood():
+    "In blocks and in lines of text; options in full, as argparse would also take their beginnings"
+    text = (ROOT / "README.md").read_text(encoding="utf8").replace("\\\n", " ")
+    lines = re.findall(r"^ *(?:\$ )?lmac-piq (.+)$", "\n".join(re.findall(r"^```.*?\n(.*?)^```", text, re.M | re.S)), re.M) + re.findall(r"(?<!`)`lmac-piq ([^`\n]+)`(?!`)", text)
+    commands, wrong = next(a.choices for a in make_parser()._actions if a.dest == "command"), {}
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        try: asked = make_parser().parse_args(words)
+        except ValueError as e: wrong[line] = str(e); continue
+        known = [option for a in commands[words[0]]._actions for option in a.option_strings]
+        if strange := [w for w in words if w.startswith("--") and w.split("=")[0] not in known]: wrong[line] = f"no option {strange}"
+        if getattr(asked, "preset", "smoke") not in PRESETS: wrong[line] = f"no preset {asked.preset}"
+    assert lines and not wrong, f"README.md shows what the command refuses: {wrong}"
 
 def test_the_installed_command(run, sounds, tmp_path):
     "As the shell runs it: the entry point of settings.ini, a name with a byte that is no UTF-8, no progress bar in a pipe"

@@ -246,6 +246,9 @@ def test_an_export_holds_what_was_heard(explorer):
 
 # ---- the view
 
+def slug(name: str) -> str: return dict(zip(NAMES, ("a-dog_bark-area-0.5", "a-img-src-x-onerror-alert-1-q-a-script-area-0.5", "a-sea-area-0.5")))[name]
+def kept(explorer) -> set[str]: return {page.parent.name for page in explorer.folder.glob("*/index.html")}
+
 def test_a_view_shows_the_state_and_keeps_the_part_that_is_heard(explorer):
     view, told = explorer.view(), []
     explorer.views.append(lambda: told.append(1))
@@ -257,7 +260,12 @@ def test_a_view_shows_the_state_and_keeps_the_part_that_is_heard(explorer):
     view.act(dict(id="4", do="form", value="area")); view.act(dict(id="5", do="turn", value=0.5)); assert (explorer.form, explorer.at) == ("area", dict(strength=1.0, area=0.5))
     assert {k: v for k, v in view.panel.state.items() if k not in ("error", "answered")} == explorer.state()
     sent = []; view.panel.send = lambda message: sent.append(message); view.act(dict(id="6", do="page")); assert sent[0]["page"] == explorer.page() and sent[0]["name"] == "a.html"
-    view.act(dict(id="7", do="export")); assert view.panel.state["notes"][0].startswith("Written to ") and (explorer.folder/"a-dog_bark-area-0.5"/"index.html").exists() == (explorer.predicted == 0)
+    view.act(dict(id="7", do="export")); assert view.panel.state["notes"] == [f"Written to {explorer.folder/slug(NAMES[explorer.predicted])}"] and kept(explorer) == {slug(NAMES[explorer.predicted])}
+    view.act(dict(id="8", do="method", value="drawn")); view.act(dict(id="9", do="method", value="blind"))
+    for asked in range(3):                                                                                     # the class that is asked for names the folder
+        before = kept(explorer); view.act(dict(id="10", do="choose", value=asked)); assert kept(explorer) == before
+        view.act(dict(id="11", do="export")); assert not view.panel.state["error"] and kept(explorer) == before | {slug(NAMES[asked])}
+    assert len(kept(explorer)) == 3
 
 def test_the_codes_of_a_piq_stand_under_the_player(monkeypatch):
     with seeded(0): model = AudioClassifier(NAMES, width=0.0625, network="conv2d", pool=2).eval()

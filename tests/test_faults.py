@@ -5,7 +5,7 @@ import pytest, torch
 from torch import nn
 
 from lmac_piq.training import CheckpointError, FitConfig, alone, fit, seeded
-from test_torture import PATIENCE, ROOT, finish, made, start
+from test_torture import PATIENCE, ROOT
 
 
 class Points:
@@ -39,15 +39,37 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path):
     assert log.attrs["finished"] and same(whole, rest), said.value
 
 
-def test_a_second_run_in_one_folder_is_refused_and_the_first_is_not_hurt(tmp_path):
-    process = start("train", tmp_path)
-    end = time.monotonic() + PATIENCE
-    while not (tmp_path/"classifier/fit/.lock").exists() and time.monotonic() < end and process.poll() is None: time.sleep(0.01)
-    second = subprocess.run([sys.executable, str(ROOT/"tests/torture/victim.py"), "train", str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    finish(process)
-    assert (tmp_path/"lmac-0/manifest.json").exists()
-    if second.returncode: assert "is being written to by another run: wait for it to end, or use another folder" in second.stderr     # if it began while the first was at work
-    else: assert made(tmp_path)
+def test_a_folder_that_is_written_to_is_refused_both_ways(tmp_path):
+    "`fit` asks for the lock before it writes, holds it while it trains and gives it back"
+    with alone(tmp_path), pytest.raises(CheckpointError, match="being written to by another run"): small_fit(tmp_path)
+    assert not {p.name for p in tmp_path.iterdir()} - {".lock"}, "a refused run wrote"
+    refused = []
+    def at_work(net) -> dict:
+        with pytest.raises(CheckpointError, match="being written to by another run"), alone(tmp_path): pass
+        refused.append(1); return {}
+    weights, log = small_fit(tmp_path, validate=at_work)
+    assert len(refused) == len(log) == 3 and log.attrs["finished"] and same(weights, small_fit(None)[0])
+    with alone(tmp_path): pass
+
+
+def test_a_second_process_in_one_folder_is_refused_and_the_first_is_not_hurt(tmp_path):
+    "The first waits after each epoch to be told to go on; the second meets it in its second epoch"
+    code = f"""import sys; sys.path[:0] = {[str(ROOT), str(ROOT/"tests")]!r}
+from pathlib import Path; from test_faults import small_fit
+def wait(net): print("at work", flush=True); sys.stdin.readline(); return {{}}
+small_fit(Path({str(tmp_path)!r}), validate=wait)"""
+    content = lambda: {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout.readline() == "at work\n"
+            first.stdin.write("\n"); first.stdin.flush(); assert first.stdout.readline() == "at work\n"
+            before = content(); assert "checkpoint.pt" in before
+            with pytest.raises(CheckpointError, match="is being written to by another run: wait for it to end, or use another folder"): small_fit(tmp_path)
+            assert content() == before, "a refused run wrote"
+            first.communicate("\n\n", timeout=PATIENCE); assert first.returncode == 0
+        finally: first.kill()
+    weights, log = small_fit(tmp_path)
+    assert log.attrs["finished"] and same(weights, small_fit(None)[0])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.999])

@@ -92,6 +92,12 @@ def test_no_import_cycle():
 def test_all_brings_in_every_module():
     assert set(imported(MODULES["all"])) == MODULES.keys() - {"all"}, "nbs/90_all.ipynb imports every module of the package"
 
+def test_what_is_slow_to_import_waits_for_its_first_use():
+    slow = ["scipy.stats", "scipy.signal", "sklearn", "triton", "pyloudnorm"]
+    done = subprocess.run([sys.executable, "-c", f"import sys, lmac_piq.all; print([name for name in {slow} if name in sys.modules])"], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "[]", f"`import lmac_piq.all` imports {done.stdout.strip()}: import them where they are used"
+
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 SPECIAL = ("__init__", "__call__", "forward")  # typed like the rest, and described by their class
 

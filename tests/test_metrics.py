@@ -64,6 +64,14 @@ def test_certain_and_impossible_classes_are_defined_and_nan_stays_nan():
     assert all(v.isnan().all() for v in broken.values())
 
 
+def test_what_is_rounding_for_average_increase_is_no_gain():
+    p = 1 - torch.tensor([6e-8, 5e-7, 9e-7, 4e-6, 0.5, 0.5])
+    p, o, c = torch.stack([p, 1 - p], 1), torch.tensor([[1.0, 0.0]] * 4 + [[0.5 + 5e-7, 0.5 - 5e-7], [0.5 + 2e-6, 0.5 - 2e-6]]), torch.zeros(6, dtype=torch.long)
+    gain = average_gain(p, o, c)
+    assert (p[:3, 0] < 1).all() and gain[[0, 1, 2, 4]].eq(0).all() and gain[3] == 100 and gain[5].isclose(torch.tensor(4e-4), rtol=0.05)
+    assert ((gain > 0) == (average_increase(p, o, c) == 100)).all()
+
+
 # ---- masks
 
 @pytest.fixture(scope="module")
@@ -122,6 +130,15 @@ def test_average_precision_of_continuous_scores_equals_sklearn():
     expected = [average_precision_score(t.flatten(), s.flatten()) for t, s in zip(truth, scores)]
     assert np.allclose(average_precision(scores, truth), expected)
 
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_average_precision_needs_finite_scores_of_valid_bins(bad):
+    truth, valid = torch.zeros(4, 3, 6), torch.tensor([6, 6, 6, 4])
+    truth[:, 0] = 1
+    scores = random(4, 3, 6)
+    scores[0] = bad; scores[1, 2, 5] = bad; scores[3, :, 4:] = bad        # everywhere, in one bin, in padding
+    assert average_precision(scores, truth, valid).isnan().tolist() == [True, True, False, False]
+    assert average_precision(scores[3:], truth[3:], valid[3:]) == average_precision(scores[3:, :, :4], truth[3:, :, :4])
 
 def test_energy_iou_is_the_formula_and_ignores_silent_bins():
     m, t, e = random(2, 5, 6), random(2, 5, 6, seed=1), random(2, 5, 6, seed=2)
@@ -531,3 +548,9 @@ def test_a_two_class_classifier_has_every_metric():
     frame = evaluate(Pixels(), [half], images, form=FORMS)
     assert frame["value"].notna().all() and set(frame["target"]) <= {0, 1} and (frame.query("metric == 'AD_published'")["value"] < METRICS["AD_published"].high).all()
     assert insertion_deletion(Pixels(), half, images, steps=4)["value"].between(0, 1).all()
+
+
+def test_summarise_of_categories_has_no_rows_for_what_is_not_there():
+    frame = pd.DataFrame([(m, i, "AI", float(i)) for m in ("a", "b") for i in range(8)], columns=["method", "item", "metric", "value"])
+    small = frame.astype({"method": pd.CategoricalDtype(["a", "b", "absent"]), "metric": pd.CategoricalDtype(["AD", "AI"])})
+    pd.testing.assert_frame_equal(summarise(small), summarise(frame), check_dtype=False)

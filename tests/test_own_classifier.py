@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch, torchaudio
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lmac_piq.baselines import GradCAM, IntegratedGradients, LIME, LoudestBins, RandomBins, Saliency, SmoothGrad
 from lmac_piq.classifier import Explainable, Representation
@@ -12,7 +13,7 @@ from lmac_piq.decoder import LightDecoder
 from lmac_piq.explanation import Attribution, explain, keep
 from lmac_piq.lmac import LMAC
 from lmac_piq.metrics import evaluate
-from lmac_piq.own_classifier import FRONT_ENDS, Phased, Watched, check_explainable, find_layer, from_module, load_module, with_phase
+from lmac_piq.own_classifier import FRONT_ENDS, Phased, Watched, _device_of, check_explainable, find_layer, from_module, load_module, with_phase
 from lmac_piq.spectral import LogMel
 from lmac_piq.training import seeded
 
@@ -210,6 +211,21 @@ def test_batchnorm_in_train_mode_is_no_change_of_weights():
     net = Net(); net.conv1 = nn.Sequential(nn.Conv2d(1, 6, 3, 2, 1), nn.BatchNorm2d(6))
     model = from_module(net.train(), CLASSES, "magnitude", ["conv1"], add_channel=True); steps = net.conv1[1].num_batches_tracked.clone()
     check_explainable(model, noise()); assert net.conv1[1].num_batches_tracked == steps == 0
+
+# ---- devices
+
+@pytest.mark.parametrize("front_end", ["magnitude", "mel"])
+def test_example_and_spectrogram_go_to_where_the_module_is(front_end: str, monkeypatch: pytest.MonkeyPatch):
+    "On tensors without content, which know the device they would be on and refuse to be mixed; a gradient without content is not looked at"
+    monkeypatch.setattr("lmac_piq.own_classifier._gradient", lambda *given: None)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"): net = Net()
+        model = from_module(net, CLASSES, front_end, ["conv1", "conv2"], add_channel=True, transform=LogMel(40) if front_end == "mel" else None, example=noise())
+        assert model.network.channels == [6, 8] and {t.device.type for t in (*model.parameters(), *model.buffers())} == {"cuda"}
+        with pytest.raises(RuntimeError, match="devices"): net(torch.zeros(1, 1, 513, 87))             # they do refuse
+
+def test_a_module_with_nothing_in_it_is_on_the_processor():
+    assert _device_of(nn.Flatten()) == torch.device("cpu") and _device_of(nn.BatchNorm1d(2, affine=False, device="meta")) == torch.device("meta") == _device_of(Net().to("meta"))
 
 # ---- folders
 

@@ -16,6 +16,7 @@ from lmac_piq.classifier import Explainable
 from lmac_piq.data import PACKS, Batch, DataError
 from lmac_piq.decoder import ImageDecoder, LightDecoder
 from lmac_piq.explanation import explain
+from lmac_piq.metrics import evaluate
 from lmac_piq.own_classifier import from_module
 from lmac_piq.own_lmac import (OWN_PRESETS, TAKES, AreaRule, ConformerClassifier, DecibelClassifier, Items, OwnPlan, OwnSets, Sounds, clutter, fit_lmac, get_own_plan, grid, judge, overlay, own_decoder,
                                own_models, own_sets, path_figure, scene_sounds, spoken_digits, train_module)
@@ -144,17 +145,19 @@ def test_decoders_fit_what_is_wrapped():
     assert isinstance(own_decoder(image, 4), ImageDecoder) and explain(image, fit_lmac(image, lambda g: iter([Batch(torch.rand(4, 3, 16, 16, generator=g))]), 1, torch.rand(4, 3, 16, 16), TINY)[0], torch.rand(2, 3, 16, 16)).mask.shape == (2, 16, 16)
     with pytest.raises(ValueError, match="from_module"): own_decoder(nn.Linear(2, 2))
 
-def test_the_choice_is_the_last_within_the_budget_and_its_weights_are_back(sets: OwnSets, models: dict[str, Explainable]):
-    model = models["decibels"]; rule = AreaRule(budget=100.0, most=3, first=1, width=4)
-    lmac, path = fit_lmac(model, sets.train, sets.steps, sets.valid.x, rule)
-    assert path.weight.tolist() == [8, 16, 32] and path.chosen.tolist() == [False, False, True] and lmac.weights.area == 32 and not lmac.training
-    limit = float(path.AD.sort_values().iloc[1]); cut = replace(rule, budget=limit)            # one of the three lies above
-    if path.AD[0] <= limit:
-        again, other = fit_lmac(model, sets.train, sets.steps, sets.valid.x, cut)
-        k = int(other.chosen.to_numpy().argmax())
-        assert other.chosen.sum() == 1 and other.AD[k] <= limit and again.weights.area == other.weight[k] and (other.AD[k + 1:] > limit).all()
-        mean = explain(model, again, sets.valid.x).mask.mean().item()
-        assert mean == pytest.approx(other.area[k], abs=1e-4), "the decoder is the one that was measured"
+@pytest.mark.parametrize("drops, k", [([10, 20, 60], 1), ([10, 60, 5], 0), ([30, 20, 25], 0), ([20, 10, 25], 2)], ids=str)
+def test_the_choice_is_the_last_within_the_budget_and_its_weights_are_back(drops: list[float], k: int, sets: OwnSets, models: dict[str, Explainable], monkeypatch: pytest.MonkeyPatch):
+    "The drops are told, so that a step lies above the budget for sure; masks and areas are those of the decoders"
+    model, told = models["decibels"], iter(drops)
+    def evaluated(*args, **kw) -> pd.DataFrame:
+        rows = evaluate(*args, **kw); rows.loc[rows.metric == "AD", "value"] = float(next(told)); return rows
+    monkeypatch.setattr("lmac_piq.own_lmac.evaluate", evaluated)
+    with pytest.warns(UserWarning, match="more than the budget") if drops[k] > 25 else warnings.catch_warnings(action="error", category=UserWarning):
+        lmac, path = fit_lmac(model, sets.train, sets.steps, sets.valid.x, AreaRule(budget=25.0, most=3, first=1, width=4))
+    tried = next((n for n, drop in enumerate(drops, 1) if drop > 25), 3)
+    assert path.AD.tolist() == drops[:tried] and path.weight.tolist() == [8, 16, 32][:tried] and path.chosen.tolist() == [n == k for n in range(tried)]
+    assert lmac.weights.area == path.weight[k] and not lmac.training and np.diff(path.area).max(initial=-1) < -0.01, "each step's masks are smaller"
+    assert explain(model, lmac, sets.valid.x).mask.mean().item() == pytest.approx(path.area[k], abs=1e-4), "the decoder is the one that was measured"
 
 def test_a_budget_that_nothing_meets_is_said_aloud(sets: OwnSets, models: dict[str, Explainable]):
     with pytest.warns(UserWarning, match="more than the budget of -1 %.*train longer"): lmac, path = fit_lmac(models["decibels"], sets.train, sets.steps, sets.valid.x, replace(TINY, budget=-1.0))

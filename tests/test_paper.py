@@ -100,9 +100,10 @@ def test_an_unknown_class_and_a_damaged_file_are_refused(runs, tmp_path):
         assert done.returncode == 2 and word in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_missing_data_is_named_before_anything_starts(tmp_path):
-    done = command("paper", "--preset", "cpu", runs=tmp_path / "runs", LMAC_PIQ_DATA=str(tmp_path))
-    assert done.returncode == 2 and "LMAC_PIQ_DATA" in done.stderr and "esc50.csv" in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
+@pytest.mark.parametrize("only, file", [((), "esc50.csv"), (("piq_images",), "train-images-idx3-ubyte")], ids=["all", "images"])
+def test_missing_data_is_named_before_anything_starts(only, file, tmp_path):
+    done = command("paper", "--preset", "cpu", *only, runs=tmp_path / "runs", LMAC_PIQ_DATA=str(tmp_path))
+    assert done.returncode == 2 and "LMAC_PIQ_DATA" in done.stderr and file in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(runs, tmp_path):

@@ -286,7 +286,7 @@ def test_an_explainer_comes_back_as_it_was(kind, tmp_path):
 def test_damaged_and_foreign_folders_are_refused(tmp_path, seeing):
     piq = image_piq(); folder = piq.save_pretrained(tmp_path/"piq", seeing)
     with seeded(9): stranger = ImageClassifier(NAMES, "resnet", 3, 32, width=0.125).eval()
-    with pytest.raises(ValueError, match="trained on classifier.*train a PIQ for it"): PIQ.from_pretrained(folder, stranger)
+    with pytest.raises(ValueError, match="trained on classifier.*train another for it"): PIQ.from_pretrained(folder, stranger)
     with pytest.raises(ValueError, match="trained on classifier"): explain(stranger, PIQ.from_pretrained(folder), noise(1, 3, 32, 32))
     with pytest.raises(FileNotFoundError, match="no config.json"): PIQ.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds a LMAC, not a PIQ"): PIQ.from_pretrained(LMAC(ImageDecoder(seeing.network.channels, 4)).save_pretrained(tmp_path/"lmac", seeing))

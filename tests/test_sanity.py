@@ -12,8 +12,10 @@ from lmac_piq.decoder import LightDecoder
 from lmac_piq.explanation import Attribution, explain
 from lmac_piq.lmac import LMAC, model_fingerprint
 from lmac_piq.metrics import topk_mask
+from lmac_piq.report import randomisation_figure
 from lmac_piq.sanity import (Removals, against_random, cascade, cascade_steps, randomisation, randomise, ranks, roar, roar_arm, roar_masks, spearman,
                              spectrograms, ssim, transplanted)
+from lmac_piq.stats import over_seeds
 from lmac_piq.training import seeded
 
 FRAMES = 44
@@ -179,6 +181,20 @@ def test_retrained_and_yardsticks(model, lmac, waves):
     assert asked == ["none", "network.head", "network.blocks.5"]
     assert set(zip(rows.depth, rows.variant)) == {(0, "other seed"), (0, "retrained"), (1, "kept"), (1, "retrained"), (2, "kept")}
     assert np.allclose(rows[rows.variant == "other seed"].value, 1)
+
+def test_several_yardsticks_are_averaged_as_seeds(model, lmac, waves):
+    def other(seed):
+        with seeded(seed): new = LMAC(LightDecoder(model.network.channels, width=8)).eval()
+        new.fingerprint = model.fingerprint()
+        return new
+    others = [other(s) for s in (2, 3, 4)]
+    rows = randomisation(model, [lmac, Blind()], waves[:3], seed=7, layers=["network.head"], others=[others[0], Blind(), *others[1:]], batch_size=2)
+    yard = rows[rows.variant == "other seed"]
+    assert yard.groupby("method").seed.unique().map(sorted).to_dict() == {"L-MAC": [7, 8, 9], "blind": [7]} and rows[rows.depth > 0].seed.eq(7).all()
+    alone = [randomisation(model, [lmac], waves[:3], seed=7, layers=[], others=[o], batch_size=2).set_index(["metric", "item"]).value for o in others]
+    mean = over_seeds(rows, ["metric", "variant", "layer"]).query("variant == 'other seed' and method == 'L-MAC'").set_index(["metric", "item"]).value
+    assert len(mean) == 6 and np.allclose(mean, (sum(alone) / 3)[mean.index])
+    assert len(randomisation_figure(rows, n=50).axes) == 2
 
 def test_refused_without_transplanting(model, lmac, waves):
     twin = randomise(model, ["network.head"])

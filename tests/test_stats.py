@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats as ss
 
-from lmac_piq.stats import (Interval, bootstrap_ci, cell_columns, compare, holm, over_seeds, paired_difference, paired_test,
+from lmac_piq.stats import (Interval, bootstrap_ci, cell_columns, compare, decidable, holm, over_seeds, paired_difference, paired_test,
                             probability_of_superiority, rank_biserial, seed_spread)
 
 finite = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
@@ -184,6 +184,19 @@ def test_the_family_of_tests_is_the_table_unless_it_is_named():
     assert list(without.columns) == [c for c in table.columns if c not in ("p", "p_holm")]
     with pytest.raises(ValueError, match="condition"): compare(frame, family=["condition"])
     with pytest.raises(ValueError, match="sign"): compare(frame, test="sign")
+
+
+def test_fewer_than_six_clips_are_never_clear():
+    rng = np.random.default_rng(8)
+    for clips in (2, 3, 5, 6, 9):
+        frame = pd.DataFrame([(m, i, i // 4, k, 1.0 * (m == "a") + 0.1 * rng.random()) for m in ("lmac", "a") for i in range(4 * clips) for k in ("FF", "AD")],
+                             columns=["method", "item", "clip", "metric", "value"])
+        for method in ("percentile", "bca"):
+            table = compare(frame, cluster="clip", method=method, n=200)
+            assert (table["low"] > 0).all() and table["clear"].eq(clips >= 6).all() and table["n"].eq(4 * clips).all()
+    alike = pd.DataFrame([(m, i, "FF", float(m == "a")) for m in ("lmac", "a") for i in range(7)], columns=["method", "item", "metric", "value"])
+    assert compare(alike)["clear"].all() and not compare(alike[alike["item"] < 5])["clear"].any() and not compare(alike, level=0.99)["clear"].any()
+    assert compare(alike[alike["item"] < 5], level=0.9)["clear"].all() and not decidable(0) and decidable(100_000)
 
 
 def test_one_item_or_none_is_a_row_without_interval_or_test():

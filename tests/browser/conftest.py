@@ -10,18 +10,18 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 HARMLESS = re.compile(r"favicon|ResizeObserver loop|apple-touch-icon|/voila/api/shutdown/|Could not restore the debugger state")  # what says nothing about a page; the last two are Voila's (a page that is left cannot end its kernel) and JupyterLab's (of a kernel that was killed)
 
 
-def find_chromium() -> str | None:
-    "The browser to drive: CHROMIUM, or the first one on the path"
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+def find_chromium(downloaded: str) -> str | None:
+    "The browser to drive: CHROMIUM, the first one on the path, or Playwright's own, where that was downloaded"
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", downloaded))), None)
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator:
     "One browser for all tests of a worker; without a Chromium they skip and say so"
-    path = find_chromium()
-    if path is None: pytest.skip("no Chromium on the path (set CHROMIUM to one), so nothing is seen in a browser")
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
+        path = find_chromium(p.chromium.executable_path)
+        if path is None: pytest.skip("no Chromium on the path, so nothing is seen in a browser: install chromium (or set CHROMIUM to one), or `.venv/bin/playwright install chromium`")
         browser = p.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()
