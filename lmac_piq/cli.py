@@ -228,7 +228,7 @@ def _run_units(args: argparse.Namespace) -> int:
     "Print every unit with its price at the speed that this machine shows."
     get_plan(args.preset, "scenes"); rate = measured_rate(args.device, max(p.width for p in PRESETS[args.preset].values()), 1)
     print(f"{rate / 1e12:.3f} T operations per second, seen in one step on {device_name(pick_device(args.device))}")
-    for r in predict(args.preset, rate).itertuples(): print(f"{r.unit:<28} {'finished' if r.finished else '' if r.minutes != r.minutes else f'{r.minutes:8.1f} min'}")
+    for r in predict(args.preset, rate).itertuples(): print(f"{r.unit:<28} {'finished' if r.finished else '   not predicted' if r.minutes != r.minutes else f'{r.minutes:8.1f} min'}")
     return 0
 
 # %% ../nbs/86_cli.ipynb #c86a11f0

@@ -72,7 +72,7 @@ class Plan:
     classifier: FitConfig = FitConfig(epochs=8, lr=3e-3, weight_decay=0.01, optimizer="adamw", schedule="onecycle", clip=5.0, ema=0.95)
     decoder: str = "light"             # "light" or "published"
     decoder_width: int = 24            # channels of the light decoder, dim of the published one
-    conditional_epochs: int = 0        # of the class-conditional L-MAC; 0 = as many as L-MAC
+    conditional_epochs: int = 0; conditional_width: int = 0   # of the class-conditional L-MAC, a light decoder; 0 = as L-MAC
     lmac: FitConfig = FitConfig(epochs=5, lr=3e-3, schedule="onecycle", clip=5.0)
     weights: LMACWeights = LMACWeights()
     tuning: FitConfig = FitConfig(epochs=2, lr=5e-4, clip=5.0)   # L-MAC's second stage, on clips that are all noisy
@@ -97,7 +97,7 @@ PRESETS: dict[str, dict[str, Plan]] = {
     "cpu": {"esc50": Plan("esc50", 5.0, test_items=400, width=0.25, head_dropout=0.3, **_light, conditional_epochs=4, classifier=FitConfig(
                  epochs=70, lr=2e-3, weight_decay=0.01, optimizer="adamw", schedule="onecycle", clip=5.0, ema=0.995, every=5, monitor="accuracy")),
             "scenes": Plan(train_items=1200, test_items=400, width=0.25, **(_light | dict(evidence=replace(_light["evidence"], kinds=("clean",)))), seeds=(0,), tunings=_two[:1])},
-    "paper": {"esc50": Plan("esc50", 5.0, test_items=400, width=1.0, decoder="published", decoder_width=2048, seeds=(0, 1, 2, 3, 4), noise_share=1.0, noise_snr_db=None,
+    "paper": {"esc50": Plan("esc50", 5.0, test_items=400, width=1.0, decoder="published", decoder_width=2048, conditional_width=48, seeds=(0, 1, 2, 3, 4), noise_share=1.0, noise_snr_db=None,
                  classifier=FitConfig(epochs=200, optimizer="adam", schedule="cyclic", monitor="accuracy"), lmac=FitConfig(epochs=200, schedule="plateau", monitor="Fid-In"), tuning=FitConfig(epochs=50), l2i=FitConfig(epochs=200, lr=1e-4, schedule="plateau", hold=50),
                  evidence=Evidence(contaminants=2, slow_items=400, sweep_items=400, sanity_items=100, refit=FitConfig(epochs=20), roar=FitConfig(epochs=50))),
               "scenes": Plan(train_items=5000, test_items=400, width=0.25, **_light, seeds=(0, 1, 2, 3, 4))},
@@ -265,7 +265,7 @@ def make_lmac(plan: Plan, model: AudioClassifier, conditional: bool, seed: int) 
     "An untrained L-MAC of the plan."
     channels, n = model.network.channels, len(model.classes)
     with seeded(seed):
-        if conditional: return LMAC(LightDecoder(channels, plan.decoder_width, n), replace(plan.weights, removed=1.0, bounded=True), "L-MAC (class-conditional)")
+        if conditional: return LMAC(LightDecoder(channels, plan.conditional_width or plan.decoder_width, n), replace(plan.weights, removed=1.0, bounded=True), "L-MAC (class-conditional)")
         return LMAC(LightDecoder(channels, plan.decoder_width) if plan.decoder == "light" else PublishedDecoder(channels[2:], plan.decoder_width), plan.weights)
 
 # %% ../nbs/80_experiment.ipynb #6b789d7b

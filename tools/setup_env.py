@@ -29,7 +29,8 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
         print("setup: installing what settings.ini asks for (several GB the first time, PyTorch above all)", flush=True)
         STAMP.unlink(missing_ok=True)
-        subprocess.run([PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-e", ".[dev]"], cwd=ROOT, check=True)
+        # of 17,000 modules a few thousand are ever imported: they are compiled then
+        subprocess.run([PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "-e", ".[dev]"], cwd=ROOT, check=True)
         STAMP.write_text(key())
         print(f"setup: done in {time.time() - start:.0f} s", flush=True)
 
