@@ -39,7 +39,7 @@ def made(folder: Path) -> dict[str, str]:
         if path.suffix == ".parquet": return pd.read_parquet(path).to_csv(index=False).encode()
         if path.name == "manifest.json":
             facts = json.loads(path.read_text())
-            return json.dumps({k: v for k, v in facts.items() if k not in ("wall_seconds", "finished", "code")}, sort_keys=True).encode()
+            return json.dumps({k: v for k, v in facts.items() if k not in ("wall_seconds", "training_seconds", "finished", "code")}, sort_keys=True).encode()
         return path.read_bytes()
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.endswith((".lock", "checkpoint.pt", "-wal", "-shm")) and ".sqlite" not in p.name]
     return {str(p.relative_to(folder)): hashlib.sha256(content(p)).hexdigest() for p in files}
