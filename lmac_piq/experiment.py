@@ -35,7 +35,7 @@ from .l2i import ConvPsi, L2I, L2IWeights, LightPsi, PublishedPsi, fit_dictionar
 from .lmac import FineTuning, LMAC, LMACWeights
 from .metrics import evaluate
 from .scenes import Scenes
-from .training import CheckpointError, FitConfig, atomic, bf16_pays, fit, hash_weights, mixed_precision, seeded
+from .training import FitConfig, atomic, bf16_pays, fit, hash_weights, mixed_precision, seeded
 
 # %% ../nbs/80_experiment.ipynb #e295e679
 @dataclass(frozen=True)
