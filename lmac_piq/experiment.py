@@ -12,7 +12,7 @@ __all__ = ['KINDS', 'PRESETS', 'REPORT', 'PHOTOGRAPHS', 'PAUSED', 'Evidence', 'P
 
 # %% ../nbs/80_experiment.ipynb #d5ecabdc
 import functools, json, os, platform, shutil, subprocess, sys, time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from .audio import mix_at_snr, mix_unit_norm
 from .classifier import AudioClassifier, Augment, accuracy, classification_loss, load_weights, recalibrate
 from .data import Batch, ESC50, NoiseFile, batches, crop, find, noise_pack, speech_pack, split_files, synthetic_noise
 from .decoder import LightDecoder, PublishedDecoder
+from .engine import warm_kernels
 from .explanation import Explainer, Explanation, explain
 from .l2i import ConvPsi, L2I, L2IWeights, LightPsi, PublishedPsi, fit_dictionary
 from .lmac import FineTuning, LMAC, LMACWeights
@@ -473,7 +474,8 @@ def paper(preset: str = "smoke", device: str = "auto",
                "params", "--rerun-incomplete", "--quiet", "all", "--config", f"preset={preset}", f"device={device}", *deadline, *(["--", *(str(Path(p).resolve()) if Path(p).suffix else str(p) for p in only)] if only else [])]
     print(f"preset {preset} on {device_name(pick_device(device))}; artefacts in {run_folder(preset)}", flush=True)
     start = time.monotonic()
-    code = run_until(command) if deadline else subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+    with warm_kernels(on=pick_device(device).type == "cpu") as more:
+        code = run_until(command, more) if deadline else subprocess.run(command, stdin=subprocess.DEVNULL, env=os.environ | more).returncode
     if code == PAUSED: print(f"stopped after {time.monotonic() - start:.0f} s, the budget was {budget:.0f} s; what is done is kept, and the same command goes on from there"); return 0
     if code == 0: print(f"done in {time.monotonic() - start:.0f} s\n" + made(preset))
     return code
@@ -481,10 +483,10 @@ def paper(preset: str = "smoke", device: str = "auto",
 # %% ../nbs/80_experiment.ipynb #674f62e1
 PAUSED = 75   # exit code of a stage that the deadline cut (EX_TEMPFAIL of sysexits.h)
 
-def run_until(command: Sequence[str]) -> int:
+def run_until(command: Sequence[str], env: Mapping[str, str] = {}) -> int:
     "Run the graph with a deadline, passing on what its stages say; its exit code, or PAUSED if the deadline is what ended it."
     paused, lines = False, []
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | env) as process:
         for line in process.stdout:
             lines.append(line); said = line.startswith("[") and "] " in line
             if said: print(line, end="", flush=True)

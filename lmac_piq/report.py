@@ -275,7 +275,8 @@ def _sentence(r: Mapping, context: list[str]) -> str:
     low, high = sorted((sign * r["low"], sign * r["high"]))
     number = f"{_number(sign * r['difference'], r['metric'], True)} [{_number(low, r['metric'])}, {_number(high, r['metric'])}]{' ' * bool(unit)}{unit}"
     a, b = (r["method"], r["reference"]) if sign < 0 else (r["reference"], r["method"])
-    words = f"{a} beats {b}" if r["favours"] else f"not decided between {a} and {b}"
+    verb = "is ahead of" if r.get("p_holm", 0) >= _ALPHA else "beats"         # by its interval, but not by the adjusted test
+    words = f"{a} {verb} {b}" if r["favours"] else f"not decided between {a} and {b}"
     where = f"{_words(*(r[c] for c in context))}: " if context else ""
     return f"{where}{words} on {CARD[r['metric']].label} ({_words(r['form'])}): {number}" + (f", {_p(r['p_holm'])}" if np.isfinite(r.get("p_holm", np.nan)) else "")
 
@@ -289,7 +290,7 @@ def wins(frame: pd.DataFrame,                # tidy table, or what `difference_t
          cluster: str = "item",
          without: Sequence[str] = BOUNDS,    # methods left out
          **kw) -> list[str]:
-    "A sentence per paired comparison: what the reference wins, then what it loses, then what is not decided, and the tally."
+    "A sentence per paired comparison: what the reference wins, then what it loses, then what is not decided, and the tally. Who beats another does so by the adjusted test too."
     d = frame if "favours" in frame else difference_table(frame, reference, cluster, **kw)
     d = d[~d["method"].isin(without)]
     rank = np.where(d["favours"] == "", 2, np.where(d["favours"] == d["reference"], 0, 1))

@@ -5,7 +5,8 @@ import pytest, torch
 from torch import nn
 
 from lmac_piq.training import CheckpointError, FitConfig, alone, fit, seeded
-from test_torture import PATIENCE, ROOT
+
+ROOT, PATIENCE = Path(__file__).resolve().parents[1], 240          # seconds that any process may take
 
 
 class Points:

@@ -122,6 +122,8 @@ def test_sentences_speak_for_the_winner(frame):
     assert re.fullmatch(r"saliency beats ours on AD \(soft\): −\d\.\d \[−\d\.\d, −\d\.\d\] %(, p<.001)?", said[1])
     assert [s.split(" between")[0] for s in said[2:4]] == ["not decided"] * 2
     assert len(said) == 5 and not any("all ones beats" in s for s in said) and said[-1] == tally(difference_table(frame, "ours"))
+    unsure = wins(difference_table(frame, "ours").assign(p_holm=0.2))
+    assert unsure[0].startswith("ours is ahead of saliency on AI") and unsure[1].startswith("saliency is ahead of ours") and not any("beats" in s for s in unsure)
     assert "Of 4 comparisons" in said[-1] and "wins 1 and loses 1; 2 are not decided" in said[-1] and "about 0.2" in said[-1]
 
 def test_sentences_name_what_varies_and_nothing_else(frame):

@@ -1,35 +1,57 @@
 """Killed at random points, the pipeline loses nothing: rerun, it ends with what an undisturbed run makes. One kill per stage here; `make torture` makes fifty and more (TORTURE=9 kills per stage)."""
-import hashlib, http.server, json, os, random, signal, sqlite3, subprocess, sys, threading, time
+import hashlib, http.server, json, multiprocessing, os, random, signal, sqlite3, threading, time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf
+from torture import victim
 
-ROOT = Path(__file__).resolve().parents[1]
 KILLS, PATIENCE = int(os.environ.get("TORTURE", "1")), 240          # per stage; seconds that any single run may take
 STAGES = ("train", "evaluate", "export", "cache", "download", "answer")
 
 
-def start(stage: str, folder: Path, argument: str = "") -> subprocess.Popen:
-    "The stage in a process group of its own, waited for until its imports are done"
-    command = [sys.executable, str(ROOT/"tests/torture/victim.py"), stage, str(folder), argument]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
-    if process.stdout.readline().strip() != "ready": raise RuntimeError(f"{stage} did not begin: {process.communicate(timeout=PATIENCE)[1][-2000:]}")
-    return process
+# Each victim is a process forked from one that has already imported the slow libraries
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["lmac_piq.all"])
+
+@dataclass
+class Stage:
+    process: multiprocessing.Process
+    told: Connection
+
+    def said(self) -> list[str]:
+        "Everything from here to its end"
+        heard = []
+        try:
+            while self.told.poll(PATIENCE): heard.append(self.told.recv())
+        except EOFError: pass
+        self.process.join(PATIENCE)
+        return heard
 
 
-def finish(process: subprocess.Popen) -> list[str]:
+def start(stage: str, folder: Path, argument: str = "") -> Stage:
+    "The stage in a process of its own, waited for until its imports are done"
+    told, tell = FRESH.Pipe(duplex=False)
+    process = FRESH.Process(target=victim.begin, args=(stage, folder, argument, tell)); process.start(); tell.close()
+    begun = Stage(process, told)
+    if not told.poll(PATIENCE) or (first := told.recv()) != "ready": process.kill(); raise RuntimeError(f"{stage} did not begin: {first}")
+    return begun
+
+
+def finish(stage: Stage) -> list[str]:
     "Wait for the end, bounded; what it said"
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err[-3000:]
-    return out.split("\n")
+    said = stage.said()
+    assert stage.process.exitcode == 0, "\n".join(said)[-3000:]
+    return said
 
 
-def kill(process: subprocess.Popen, seconds: float) -> tuple[bool, list[str]]:
+def kill(stage: Stage, seconds: float) -> tuple[bool, list[str]]:
     "SIGKILL after some seconds; whether it was still running, and what it had said"
     time.sleep(seconds)
-    running = process.poll() is None
-    if running: os.killpg(process.pid, signal.SIGKILL)
-    return running, process.communicate(timeout=PATIENCE)[0].split("\n")
+    running = stage.process.is_alive()
+    if running: os.killpg(stage.process.pid, signal.SIGKILL)
+    return running, stage.said()
 
 
 def made(folder: Path) -> dict[str, str]:

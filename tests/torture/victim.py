@@ -1,9 +1,10 @@
-"""What is killed: one stage of the pipeline, run in a process of its own. `python victim.py SCENARIO FOLDER [ARGUMENT]` says `ready` when its imports are done."""
-import sys
+"""What is killed: one stage of the pipeline, run in a process of its own by `begin`, which says `ready` when its imports are done."""
+import os, traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 import torch
 
-SAY = lambda text: print(text, flush=True)
+SAY = print
 
 
 def plan():
@@ -82,8 +83,10 @@ def study():
     return make_design([Trial(f"item {k}", "sounds", "ab", stimulus(REFERENCE, a.wave, 16000), (a, b)) for k in range(40)])
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    scenario, folder, *rest = sys.argv[1:]
-    globals()[scenario](Path(folder), rest[0] if rest else "")
-    SAY("finished")
+def begin(stage: str, folder: Path, argument: str, tell: Connection) -> None:
+    "Run a stage and tell what it says, an error too"
+    global SAY
+    SAY = tell.send
+    os.setsid(); torch.set_num_threads(1)
+    try: globals()[stage](folder, argument)
+    except BaseException: SAY(traceback.format_exc()); raise
