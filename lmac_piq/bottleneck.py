@@ -175,6 +175,7 @@ def _fewer(images: ImageSet, n: int) -> ImageSet:
     return ImageSet(images.name, images.split, images.pixels[i], images.targets.numpy()[i], images.classes, None if images.masks is None else images.masks[i], images.groups[i])
 
 # %% ../nbs/84_bottleneck.ipynb #57990220
+@functools.cache                 # every stage asks for the same sets
 def _digits(split: str) -> ImageSet:
     "scikit-learn's 1,797 digits, 8 x 8 enlarged to 20 x 20 on a ground of 28 x 28."
     from sklearn.datasets import load_digits  # here, because it is slow to import
@@ -182,6 +183,7 @@ def _digits(split: str) -> ImageSet:
     large = torch.nn.functional.pad(torch.nn.functional.interpolate(torch.tensor(d.images[rows] / 16).float()[:, None], 20, mode="bilinear").clamp(0, 1), (4, 4, 4, 4))
     return ImageSet("digits", split, (255 * large).byte().numpy(), d.target[rows], [str(k) for k in range(10)])
 
+@functools.cache
 def _shapes_set(split: str, n: int) -> ImageSet:
     "Synthetic shapes with their exact masks, one per image, on a plain ground."
     made = ShapeImages(n, 48, seed=dict(train=1, valid=2, test=3, annotator=4)[split], two_shapes=False, clutter=False)
