@@ -5,6 +5,7 @@ DEVICE ?= auto
 WORKERS ?= 2
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
+unexport PYTHONDONTWRITEBYTECODE  # nothing is compiled in advance (tools/setup_env.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test torture fuzz bench paper page publish lab export readme clean

@@ -6,7 +6,7 @@
 __all__ = ['KERNELS', 'MEMORY', 'warm_kernels', 'ForkedProvisioner', 'FileKernelManager', 'FileSocketEngine']
 
 # %% ../nbs/94_engine.ipynb #31427701
-import json, multiprocessing, os, select, signal, socket, socketserver, sys, tempfile, threading
+import json, multiprocessing, os, select, signal, socket, socketserver, subprocess, sys, tempfile, threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection
@@ -38,28 +38,36 @@ class _Desk(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         asked, fork = json.loads(self.rfile.readline()), multiprocessing.get_context("forkserver")
         begun, tell = fork.Pipe(duplex=False)
-        kernel = fork.Process(target=_kernel, args=(asked["argv"], asked["env"], asked["cwd"], tell)); kernel.start(); begun.recv()
+        kernel = fork.Process(target=_kernel, args=(asked["argv"], asked["env"], asked["cwd"], tell)); kernel.start(); tell.close()
+        begun.recv(); begun.close()
         self.wfile.write(b"%d\n" % kernel.pid); connection.wait([kernel.sentinel, self.connection])
         if kernel.is_alive(): kernel.kill()
         kernel.join()
         try: self.wfile.write(b"%d\n" % kernel.exitcode)
         except OSError: pass           # nobody is there to be told
 
-class _Desks(socketserver.ThreadingMixIn, socketserver.UnixStreamServer if hasattr(socketserver, "UnixStreamServer") else socketserver.TCPServer): daemon_threads, block_on_close = True, False
+class _Desks(socketserver.ThreadingMixIn, getattr(socketserver, "UnixStreamServer", socketserver.TCPServer)): daemon_threads, block_on_close = True, False
 
+def _serve(address: str) -> None:
+    "Offer kernels at a socket until standard input ends: whoever started this is done, or dead."
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lmac_piq.all", "ipykernel.kernelapp"])
+    with _Desks(address, _Desk) as desks:
+        threading.Thread(target=desks.serve_forever, daemon=True).start(); print("open", flush=True)
+        sys.stdin.read(); desks.shutdown()
+    for kernel in multiprocessing.active_children(): kernel.kill()
+
+# %% ../nbs/94_engine.ipynb #1af8e95f
 @contextmanager
-def warm_kernels(imports: Sequence[str] = ("lmac_piq.all", "ipykernel.kernelapp"), on: bool = True) -> Iterator[dict[str, str]]:
-    "Within it kernels are forked from a process that has imported these modules, on Linux and if `on`; what the environment of papermill needs for it."
+def warm_kernels(on: bool = True) -> Iterator[dict[str, str]]:
+    "Within it, on Linux and if `on`, kernels are forked from a process that has imported this package; what papermill's environment needs for it."
     if not on or sys.platform != "linux": yield {}; return
-    fork = multiprocessing.get_context("forkserver"); fork.set_forkserver_preload([*imports])
-    before = {k: os.environ.get(k) for k in (*MEMORY, "OMP_NUM_THREADS")}
-    os.environ |= MEMORY | {"OMP_NUM_THREADS": "1"}              # the fork server's: a process with threads is not copied whole
-    with tempfile.TemporaryDirectory(prefix="kernels-") as folder, _Desks(f"{folder}/desk", _Desk) as desks:
-        threading.Thread(target=desks.serve_forever, daemon=True).start()
-        try: yield {KERNELS: desks.server_address}
-        finally:
-            desks.shutdown()
-            for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
+    env = os.environ | MEMORY | {"OMP_NUM_THREADS": "1"}              # a process with threads would not be copied whole
+    with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
+        command = [sys.executable, "-c", f"from lmac_piq.engine import _serve; _serve({folder + '/desk'!r})"]
+        with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as desk:
+            if not desk.stdout.readline(): raise RuntimeError("the process that kernels are forked from did not start; what it said stands above")
+            try: yield {KERNELS: f"{folder}/desk"}
+            finally: desk.stdin.close()
 
 # %% ../nbs/94_engine.ipynb #8dede772
 class _Forked:

@@ -1,5 +1,5 @@
 """Make or reuse .venv: what settings.ini asks for, installed once, and again only when settings.ini changes."""
-import fcntl, hashlib, shutil, subprocess, sys, time
+import fcntl, hashlib, os, shutil, subprocess, sys, time
 from pathlib import Path
 
 if sys.version_info < (3, 11):
@@ -8,6 +8,8 @@ if sys.version_info < (3, 11):
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV, PYTHON, STAMP = ROOT/".venv", ROOT/".venv/bin/python", ROOT/".venv/installed"
+
+USED = "lmac_piq.all, IPython, ipykernel.kernelapp, ipykernel.inprocess, papermill, snakemake.cli, jupyterlab.labapp, nbconvert, nbdev.test, pytest, hypothesis, scipy.stats, sklearn.linear_model, sklearn.decomposition, matplotlib.pyplot, seaborn"
 
 def key() -> str:
     "What the environment depends on: the pins, how they are read, and the folder the editable install points to"
@@ -29,8 +31,9 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
         print("setup: installing what settings.ini asks for (several GB the first time, PyTorch above all)", flush=True)
         STAMP.unlink(missing_ok=True)
-        # of 17,000 modules a few thousand are ever imported: they are compiled then
+        # of 17,000 modules a few thousand are ever imported: they are compiled at their first import, the most used ones now, also where PYTHONDONTWRITEBYTECODE is set
         subprocess.run([PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "-e", ".[dev]"], cwd=ROOT, check=True)
+        subprocess.run([PYTHON, "-c", f"import {USED}"], cwd=ROOT, env={k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}, check=True)
         STAMP.write_text(key())
         print(f"setup: done in {time.time() - start:.0f} s", flush=True)
 
