@@ -35,7 +35,8 @@ def start(stage: str, folder: Path, argument: str = "") -> Stage:
     told, tell = FRESH.Pipe(duplex=False)
     process = FRESH.Process(target=victim.begin, args=(stage, folder, argument, tell)); process.start(); tell.close()
     begun = Stage(process, told)
-    if not told.poll(PATIENCE) or (first := told.recv()) != "ready": process.kill(); raise RuntimeError(f"{stage} did not begin: {first}")
+    first = told.recv() if told.poll(PATIENCE) else f"nothing was heard of it for {PATIENCE} s"
+    if first != "ready": process.kill(); raise RuntimeError(f"{stage} did not begin: {first}")
     return begun
 
 
