@@ -142,6 +142,7 @@ PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
               "esc50": PIQPlan("esc50", sound=Plan("esc50", 5.0, test_items=400, width=1.0, network="conv2d", decoder_width=48, classifier=FitConfig(200, 2e-4, 2e-6, schedule="plateau", monitor="accuracy"), lmac=FitConfig(200, schedule="plateau")),
                                interpreter="published", dim=256, rows=1024, output="mask", update="gradient", restart=0.0, commitment=1.0, batch_size=16, ratios=_ear["ratios"], piq=FitConfig(200, 2e-4, 2e-6, schedule="plateau"), variants=_published, seeds=(0, 1, 2, 3, 4))},
 }
+PIQ_PRESETS["gpu"] = PIQ_PRESETS["cpu"]
 
 # %% ../nbs/84_bottleneck.ipynb #ea639986
 def get_piq_plan(preset: str, name: str) -> PIQPlan:

@@ -558,7 +558,7 @@ def crop(files: Sequence[NoiseFile], n_samples: int, generator: torch.Generator,
     start = int(torch.randint(starts, (), generator=generator))
     if size >= n_samples: return file.wave[start:start + n_samples].clone(), file.name
     if not file.loop: return fit_length(file.wave, n_samples), file.name
-    return file.wave[(start + torch.arange(n_samples)) % size], file.name
+    return file.wave[(start + torch.arange(n_samples, device=file.wave.device)) % size], file.name
 
 # %% ../nbs/12_data.ipynb #48a96e7b
 PACKS |= {

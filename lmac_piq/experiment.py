@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['KINDS', 'PRESETS', 'REPORT', 'PHOTOGRAPHS', 'PAUSED', 'Evidence', 'Plan', 'get_plan', 'Clips', 'scene_clips',
            'esc50_clips', 'Sets', 'load_sets', 'add_noise', 'training_batches', 'pick_device', 'device_name',
-           'code_version', 'manifest', 'settle', 'train_classifier', 'load_best', 'paired_batches', 'make_lmac',
-           'autocast', 'Part', 'quick_scores', 'decided_by', 'train_explainer', 'train_lmac', 'tuned_name', 'fine_tune',
-           'make_l2i', 'train_l2i', 'check_parameters', 'project_root', 'run_folder', 'load_models', 'outcome',
-           'example_clips', 'explain_why_not', 'report_entries', 'made', 'publish', 'check_data', 'paper', 'run_until']
+           'code_version', 'source_digest', 'manifest', 'settle', 'train_classifier', 'load_best', 'paired_batches',
+           'make_lmac', 'autocast', 'Part', 'quick_scores', 'decided_by', 'train_explainer', 'train_lmac', 'tuned_name',
+           'fine_tune', 'make_l2i', 'train_l2i', 'check_parameters', 'project_root', 'run_folder', 'load_models',
+           'outcome', 'example_clips', 'explain_why_not', 'report_entries', 'made', 'publish', 'check_data', 'paper',
+           'run_until']
 
 # %% ../nbs/80_experiment.ipynb #d5ecabdc
-import functools, json, os, platform, shutil, subprocess, sys, time
+import functools, hashlib, json, os, platform, shutil, subprocess, sys, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -103,6 +104,7 @@ PRESETS: dict[str, dict[str, Plan]] = {
                  evidence=Evidence(contaminants=2, slow_items=400, sweep_items=400, sanity_items=100, refit=FitConfig(epochs=20), roar=FitConfig(epochs=50))),
               "scenes": Plan(train_items=5000, test_items=400, width=0.25, **_light, seeds=(0, 1, 2, 3, 4))},
 }
+PRESETS["gpu"] = {name: replace(plan, width=1.0) for name, plan in PRESETS["cpu"].items()}   # cpu's recipes with CNN14 as wide as published
 
 # %% ../nbs/80_experiment.ipynb #08e3fe10
 def get_plan(preset: str, dataset: str) -> Plan:
@@ -126,6 +128,13 @@ class Clips:
         i = np.asarray(i)
         return Batch(self.read(i), label=self.labels[i], item=torch.as_tensor(self.items[i]))
 
+    def on(self, device: torch.device) -> "Clips":
+        "The same clips, held in the memory of a GPU; on a processor, themselves."
+        if device.type == "cpu": return self
+        held = torch.cat([self.read(i) for i in batches(len(self), 100)]).to(device)
+        return replace(self, read=lambda i: held[torch.as_tensor(i, device=device)])
+
+# %% ../nbs/80_experiment.ipynb #203cd75f
 def scene_clips(plan: Plan, n: int, seed: int, two_events: bool | str = True) -> Clips:
     "A set of synthetic scenes."
     mixture, target, labels, classes = _made_scenes(n, plan.seconds, seed, two_events)
@@ -154,6 +163,13 @@ class Sets:
     speech: list[NoiseFile]            # contaminates in tests only; scenes have none
     digest: str = ""
 
+    def on(self, device: torch.device) -> "Sets":
+        "The same clips and noise, held in the memory of a GPU, so that a training's batches are made there; on a processor, themselves."
+        if device.type == "cpu": return self
+        noise = {name: [replace(f, wave=f.wave.to(device)) for f in getattr(self, name)] for name in ("noise_train", "noise_test", "speech")}
+        return replace(self, **{name: getattr(self, name).on(device) for name in ("train", "valid", "test")}, **noise)
+
+# %% ../nbs/80_experiment.ipynb #d57524af
 def load_sets(plan: Plan) -> Sets:
     "Read or make a plan's data. Noise files for augmentation and for testing are different files."
     if plan.dataset == "scenes":
@@ -205,10 +221,17 @@ def device_name(device: torch.device) -> str:
     return f"{cpu}, {torch.get_num_threads()} threads"
 
 def code_version() -> str:
-    "Package version and, in a git checkout, the commit."
-    try: commit = subprocess.run(["git", "-C", str(Path(lmac_piq.__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5).stdout.strip()
+    "Package version and, in a git checkout, the commit; elsewhere a digest of the package's source."
+    folder = Path(lmac_piq.__file__).parent
+    try: commit = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5).stdout.strip()
     except (OSError, subprocess.TimeoutExpired): commit = ""
-    return lmac_piq.__version__ + (f"+{commit}" if commit else "")
+    return f"{lmac_piq.__version__}+{commit or 'source.' + source_digest(folder)}"
+
+def source_digest(folder: str | Path) -> str:
+    "A short SHA-256 over the names and contents of a folder's modules."
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.py")): digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 # %% ../nbs/80_experiment.ipynb #dba2d1dc
 @contextmanager
@@ -230,7 +253,7 @@ def settle(facts: dict, folder: str | Path, log: pd.DataFrame) -> bool:
 # %% ../nbs/80_experiment.ipynb #18d0ea21
 def train_classifier(plan: Plan, folder: str | Path, device: str = "auto", budget: float = float("inf"), progress: bool = True) -> pd.DataFrame:
     "Train the plan's classifier into `folder` (resuming what is there); the log. Saved is the best epoch by `plan.classifier.monitor` on the validation set, or the last."
-    folder, dev, sets = Path(folder), pick_device(device), load_sets(plan)
+    folder, dev = Path(folder), pick_device(device); sets = load_sets(plan).on(dev)
     with seeded(plan.classifier.seed): model = AudioClassifier(sets.train.classes, plan.width, dropout=plan.dropout, head_dropout=plan.head_dropout, network=plan.network, pool=plan.pool)
     check = lambda clips: lambda m: accuracy(m, (clips[i] for i in batches(len(clips), 50)), bf16=plan.classifier.bf16)
     with manifest(folder, dev, stage="classifier", plan=asdict(plan), data=sets.digest) as facts:
@@ -308,7 +331,7 @@ def train_explainer(stage: str, explainer: Explainer, model: AudioClassifier, so
 def train_lmac(plan: Plan, classifier: str | Path, folder: str | Path, seed: int = 0, conditional: bool = False, device: str = "auto",
                budget: float = float("inf"), progress: bool = True) -> pd.DataFrame:
     "Train an L-MAC on the classifier saved in `classifier` into `folder`; the log."
-    sets, model = load_sets(plan), AudioClassifier.from_pretrained(classifier)
+    sets, model = load_sets(plan).on(pick_device(device)), AudioClassifier.from_pretrained(classifier)
     explainer, epochs = make_lmac(plan, model, conditional, seed), conditional and plan.conditional_epochs or plan.lmac.epochs
     source = paired_batches(sets.train, plan) if conditional else training_batches(sets.train, plan, sets.noise_train, plan.batch_size)
     check = None if conditional else lambda m: quick_scores(model, m, sets.valid, 100)
@@ -323,7 +346,7 @@ def tuned_name(tuning: FineTuning) -> str:
 def fine_tune(plan: Plan, classifier: str | Path, trained: str | Path, folder: str | Path, tuning: FineTuning, device: str = "auto", budget: float = float("inf"),
               progress: bool = True) -> pd.DataFrame:
     "L-MAC's second stage from the first one's weights in `trained`, on clips that are all in noise at 0 to 20 dB; the log."
-    sets, model = load_sets(plan), AudioClassifier.from_pretrained(classifier)
+    sets, model = load_sets(plan).on(pick_device(device)), AudioClassifier.from_pretrained(classifier)
     explainer = LMAC.from_pretrained(trained, model).fine_tuned(tuning)
     source = training_batches(sets.train, plan, sets.noise_train, plan.batch_size, noise_share=1.0)
     return train_explainer("fine-tuning", explainer, model, source, plan.tuning, plan, sets, folder, lambda m: quick_scores(model, m, sets.valid, 100), device, budget, progress,
@@ -348,7 +371,7 @@ def train_l2i(plan: Plan, classifier: str | Path, folder: str | Path, seed: int 
         dictionary = fit_dictionary((values(i) for i in batches(len(sets.train), 20)), plan.components, seed)
         with atomic(stored) as part: save_file({"dictionary": dictionary}, part)
     explainer = make_l2i(plan, model, load_file(stored)["dictionary"], values(np.arange(1)).shape[2], seed)
-    source = training_batches(sets.train, plan, sets.noise_train, plan.batch_size)
+    sets = sets.on(pick_device(device)); source = training_batches(sets.train, plan, sets.noise_train, plan.batch_size)
     return train_explainer("l2i", explainer, model, source, replace(plan.l2i, seed=seed), plan, sets, folder, lambda m: quick_scores(model, m, sets.valid, 100), device, budget, progress, seed=seed)
 
 # %% ../nbs/80_experiment.ipynb #5d77efbb

@@ -260,7 +260,7 @@ _short = FitConfig(epochs=1, lr=1e-2, bf16=False)
 _tiny = OwnPlan(sizes=(40, 10, 10), conformer=_short, decibels=_short, rule=AreaRule(budget=100.0, most=2, first=1, width=8))
 _long = dict(conformer=replace(OwnPlan.conformer, epochs=40), decibels=replace(OwnPlan.decibels, epochs=60), rule=AreaRule(first=20, then=5, width=48))
 OWN_PRESETS = {"tiny": _tiny, "smoke": OwnPlan(rule=AreaRule(first=8)),   # of fewer clips more epochs
-               "cpu": OwnPlan("digits"), "paper": OwnPlan("digits", **_long)}
+               "cpu": OwnPlan("digits"), "gpu": OwnPlan("digits"), "paper": OwnPlan("digits", **_long)}
 
 def get_own_plan(preset: str) -> OwnPlan:
     "The plan of a preset; ValueError lists the choices."

@@ -15,6 +15,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from .bench import machine_words, training_step
@@ -27,7 +28,7 @@ from .training import mixed_precision
 
 # %% ../nbs/93_profiling.ipynb #73348f03
 OPERATION_KINDS = {"convolution": ("conv", "mkldnn"), "matrix product": ("mm", "bmm", "addmm", "einsum", "linear", "baddbmm", "dot"), "Fourier": ("_fft", "stft", "istft", "unfold_backward", "polar", "angle"),
-         "normalisation": ("native_batch_norm", "native_group_norm", "batch_norm", "group_norm", "_batch_norm"), "layout and copies": ("copy_", "cat", "contiguous", "clone", "_to_copy", "pad", "constant_pad", "fill_", "zero_", "empty"),
+         "normalisation": ("native_batch_norm", "native_group_norm", "cudnn_batch_norm", "batch_norm", "group_norm", "_batch_norm"), "layout and copies": ("copy_", "cat", "contiguous", "clone", "_to_copy", "pad", "constant_pad", "fill_", "zero_", "empty"),
          "resizing and pooling": ("upsample", "avg_pool", "_adaptive", "max_pool"), "sorting": ("sort", "gather", "scatter", "topk", "index")}
 
 def _kind(operator: str) -> str:
@@ -36,12 +37,18 @@ def _kind(operator: str) -> str:
     if "conv" in name: return "convolution"
     return next((kind for kind, starts in OPERATION_KINDS.items() if name.startswith(starts)), "element by element" if operator.startswith("aten::") else "around torch")
 
-def where_time_goes(call: Callable[[], object]) -> pd.DataFrame: # kind, ms, share, calls; the longest first
-    "One call under torch's profiler, after one to warm up: time by kind of operation."
+def where_time_goes(call: Callable[[], object],
+                    device: str | torch.device = "cpu" # where the call computes
+                   ) -> pd.DataFrame:                  # kind, ms, share, calls; the longest first
+    "One call under torch's profiler, after one to warm up: time of the processor or of a GPU by kind of operation."
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")            # it would report the want of a GPU
+    gpu = torch.device(device).type == "cuda"
     call()
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen: call()
-    rows = pd.DataFrame([dict(kind=_kind(e.key), ms=e.self_cpu_time_total / 1e3, calls=e.count) for e in seen.key_averages()])
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu, acc_events=True) as seen:
+        call()
+        if gpu: torch.cuda.synchronize(device)
+    told = [e for e in seen.key_averages() if e.device_type == DeviceType.CPU]   # operators; a GPU's kernels stand there once more, under their own names
+    rows = pd.DataFrame([dict(kind=_kind(e.key), ms=(e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e3, calls=e.count) for e in told])
     table = rows.groupby("kind", as_index=False).sum().sort_values("ms", ascending=False, ignore_index=True)
     return table.assign(share=table["ms"] / table["ms"].sum())[["kind", "ms", "share", "calls"]]
 
@@ -104,7 +111,7 @@ def plain_evaluation(model: AudioClassifier, explainer: LMAC, x: Tensor) -> pd.D
     rows = []
     for wave in x.split(1):
         _, mask, p, kept, removed = plain_explanation(model, explainer, wave)
-        a = np.sort(mask.numpy().astype(np.float64).ravel()); q = a / a.sum()
+        a = np.sort(mask.cpu().numpy().astype(np.float64).ravel()); q = a / a.sum()
         numbers = {k: float(v) for k, v in probability_metrics(p, kept, removed, p.argmax(1)).items()}
         rows.append(numbers | {"SPS": float(((2 * np.arange(1, len(a) + 1) - len(a) - 1) * a).sum() / (len(a) * a.sum())), "COMP": float(-(q * np.log(q)).sum())})
     return pd.DataFrame(rows)
@@ -120,18 +127,18 @@ def profiled(model: AudioClassifier, explainer: LMAC, x: Tensor) -> dict[str, tu
             "training step": (plain_step(plain_model, plain_learner, x), training_step(model, learner, x)),
             "evaluation": (lambda: plain_evaluation(plain_model, plain, x), judged)}
 
-def profile_table(work: Mapping[str, tuple[Callable[[], object], Callable[[], object]]], items: int = 1) -> pd.DataFrame:
+def profile_table(work: Mapping[str, tuple[Callable[[], object], Callable[[], object]]], items: int = 1, device: str | torch.device = "cpu") -> pd.DataFrame:
     "work, kind, and milliseconds per clip before and after; the kinds in the order of the time they took before."
     parts = []
     for name, calls in work.items():
-        before, after = (where_time_goes(call).set_index("kind")["ms"] / items for call in calls)
+        before, after = (where_time_goes(call, device).set_index("kind")["ms"] / items for call in calls)
         both = pd.concat([before.rename("before"), after.rename("after")], axis=1).fillna(0.0).rename_axis("kind").reset_index()
         parts.append(both.assign(work=name)[["work", "kind", "before", "after"]])
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/93_profiling.ipynb #2c98b890
-def profile_figure(table: pd.DataFrame) -> Figure:
-    "Time per clip by kind of operation, plain above shipped, a panel for each piece of work."
+def profile_figure(table: pd.DataFrame, on: Mapping[str, object] | None = None) -> Figure:
+    "Time per clip by kind of operation, plain above shipped, a panel for each piece of work; `on` as `machine` tells it, default this machine's processor."
     names, kinds = list(dict.fromkeys(table["work"])), list(table.groupby("kind")["before"].sum().sort_values(ascending=False).index)
     figure = Figure(figsize=(7.2, 1.1 * len(names) + 1.2), dpi=80, layout="constrained")
     for ax, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names):
@@ -142,5 +149,5 @@ def profile_figure(table: pd.DataFrame) -> Figure:
         ax.set_yticks([0, 1], [f"{name}, plain", "shipped"]); ax.invert_yaxis(); bare(ax)
     figure.axes[-1].set_xlabel("ms per clip", fontsize=8)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=7, frameon=False)
-    figure.supxlabel(machine_words().replace("; ", "\n"), fontsize=6.5, color="0.35")
+    figure.supxlabel(machine_words(on).replace("; ", "\n"), fontsize=6.5, color="0.35")
     return figure

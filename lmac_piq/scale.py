@@ -42,6 +42,7 @@ _small = dict(train=Need(0, 1, 4000, 30), evidence=Need(0, 1, 6000, 60), piq=Nee
 NEEDS: dict[str, dict[str, Need]] = {
     "tiny": _small, "smoke": _small,
     "cpu": dict(train=Need(0, 2, 12000, 240), evidence=Need(0, 2, 12000, 240), piq=Need(0, 1, 12000, 240), piq_sound=Need(0, 2, 12000, 240), draw=Need(0, 1, 8000, 60)),
+    "gpu": dict(train=Need(1, 8, 32000, 60), evidence=Need(1, 8, 32000, 120), piq=Need(1, 8, 32000, 60), piq_sound=Need(1, 8, 32000, 120), draw=Need(0, 2, 8000, 60)),
     "paper": dict(train=Need(1, 16, 64000, 1440), evidence=Need(1, 16, 64000, 720), piq=Need(1, 16, 64000, 1440), piq_sound=Need(1, 16, 64000, 1440), draw=Need(0, 4, 16000, 120)),
 }
 EVIDENCE = ("evaluate", "figure_snr", "figure_randomisation", "figure_roar", "own_classifier", "table_decoders")   # rules that pass many clips through networks

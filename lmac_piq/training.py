@@ -106,10 +106,10 @@ def hash_weights(module: nn.Module, prefix: bytes = b"") -> str:
         digest.update(name.encode()); digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
-def save_weights(module: nn.Module, path: str | Path) -> None:
-    "The module's parameters and buffers as safetensors."
-    with atomic(path) as part:
-        save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, part)
+def save_weights(module: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
+    "The module's parameters and buffers (or those of a `state_dict`) as safetensors."
+    state = module.state_dict() if isinstance(module, nn.Module) else module
+    with atomic(path) as part: save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
 
 # %% ../nbs/14_training.ipynb #5e312a7d
 class CheckpointError(RuntimeError):
@@ -254,12 +254,13 @@ def _step(module: nn.Module, loss: Callable[[Any], dict[str, Tensor]], batch: An
     with mixed_precision(device, config.bf16): terms = loss(batch.to(device))
     total, terms = sum(terms.values()), mean_terms(terms, share)
     seen = sum(terms.values())
-    if not torch.isfinite(seen): raise FloatingPointError(f"the loss is {float(seen)} ({ {k: float(v) for k, v in terms.items()} }): lower lr (now {config.lr}) or set clip")
     optimizer.zero_grad(set_to_none=True); (total if share == 1 else share * total).backward()
     sum_over_ranks([p.grad for p in module.parameters() if p.grad is not None])
     gradients = [p for p in module.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(gradients, config.clip) if config.clip else nn.utils.get_total_norm([p.grad for p in gradients])
-    if not torch.isfinite(norm): raise FloatingPointError(f"the loss is {float(seen)}, but its gradient is not finite: lower lr (now {config.lr}), or train in float32 (bf16=False)")
+    finite, whole = torch.stack([torch.isfinite(v).to(device) for v in (seen, norm)]).tolist()      # one wait for the device
+    if not finite: raise FloatingPointError(f"the loss is {float(seen)} ({ {k: float(v) for k, v in terms.items()} }): lower lr (now {config.lr}) or set clip")
+    if not whole: raise FloatingPointError(f"the loss is {float(seen)}, but its gradient is not finite: lower lr (now {config.lr}), or train in float32 (bf16=False)")
     optimizer.step()
     return terms
 
@@ -317,6 +318,7 @@ class _Run:
         self.optimizer = make_optimizer(module, config)
         self.schedule = make_schedule(self.optimizer, config, steps)
         self.average, self.log, self.best, self.within = make_average(module, config.ema), [], float("-inf"), Within()
+        self.best_weights, self.saved, self.cost = {}, 0.0, 0.0                  # not yet written; when and how long saving took last
 
     @property
     def result(self) -> nn.Module: return self.module if self.average is None else self.average.module
@@ -333,10 +335,17 @@ class _Run:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise CheckpointError(f"{path} does not fit this {type(self.module).__name__} ({str(e).splitlines()[0][:200]}): it is of another model or version; use another folder, or delete it") from e
 
-    def save(self, folder: Path) -> None:
-        with atomic(folder / "checkpoint.pt") as part: torch.save(self.state(), part)
-        save_weights(self.result, folder / "last.safetensors")
-        with atomic(folder / "log.csv") as part: pd.DataFrame(self.log).to_csv(part, index=False)
+# %% ../nbs/14_training.ipynb #9098d5a3
+def _store(run: _Run, folder: Path, whole: bool, now: bool) -> None:
+    "Note the weights of an epoch that is the best so far; write all that a run carries: now, or where that takes long beside an epoch, so often that it takes a tenth of the time."
+    score = run.log[-1].get(f"valid_{run.config.monitor}", float("-inf")) if whole and run.config.monitor else float(len(run.log))
+    if whole and score > run.best: run.best, run.best_weights = score, {k: v.detach().clone() for k, v in run.result.state_dict().items()}
+    if not now and run.cost >= 0.2 and time.monotonic() - run.saved < 10 * run.cost: return
+    start = time.monotonic()
+    if run.best_weights: save_weights(run.best_weights, folder / "best.safetensors"); run.best_weights = {}
+    with atomic(folder / "checkpoint.pt") as part: torch.save(run.state(), part)
+    with atomic(folder / "log.csv") as part: pd.DataFrame(run.log).to_csv(part, index=False)
+    run.saved = time.monotonic(); run.cost = run.saved - start
 
 # %% ../nbs/14_training.ipynb #9098d5a2
 def fit(module: nn.Module, # trained in place; holds the returned weights at the end
@@ -355,12 +364,12 @@ def fit(module: nn.Module, # trained in place; holds the returned weights at the
         if state: run.load(state, folder / "checkpoint.pt")
         first = len(run.log)
         for epoch in tqdm(range(len(run.log), config.epochs), initial=len(run.log), total=config.epochs, desc="epochs", disable=not progress or rank > 0):
-            if epoch > first and is_late(deadline, device): break            # a call makes at least one step
             with seeded(config.seed, epoch) as generator:
                 if rank: torch.manual_seed(torch.initial_seed() + rank)      # the same batches, other dropout
                 whole = _fit_epoch(run, loss, batches(generator), validate, device, deadline)
-            if folder and rank == 0: whole and _keep_best(run, folder); run.save(folder)
-            if not whole: break
+            late = not whole or is_late(deadline, device)                    # a call makes at least one step
+            if folder and rank == 0: _store(run, folder, whole, late or epoch + 1 == config.epochs)
+            if late: break
     if run.average is not None: module.load_state_dict(run.result.state_dict())
     module.eval(); log = pd.DataFrame(run.log); log.attrs |= dict(finished=len(run.log) >= config.epochs, trained=first < config.epochs)
     return log
@@ -381,7 +390,3 @@ def _fit_epoch(run: _Run, loss: Callable, batches: Iterator, validate: Callable 
     run.within = Within()
     return True
 
-def _keep_best(run: _Run, folder: Path) -> None:
-    "Save `best.safetensors` when the monitored value has risen."
-    score = run.log[-1].get(f"valid_{run.config.monitor}", float("-inf")) if run.config.monitor else float(len(run.log))
-    if score > run.best: run.best = score; save_weights(run.result, folder / "best.safetensors")

@@ -1,7 +1,9 @@
 "Benchmarks: what is counted, how ratios are made, which claims are kept; the plain and the shipped implementation say the same."
+import json
 import numpy as np, pandas as pd, pytest, torch
 import lmac_piq.bench as bench
-from lmac_piq.bench import bench_explainer, bench_model, machine_words, claim, flops, passes, precisions, ratio_figure, ratio_table, save_bench, scaling_table, side_by_side, size_table, verdict
+from lmac_piq.bench import (achieved, bench_explainer, bench_folder, bench_model, ceilings, claim, flops, machine, machine_words, passes, precisions, ratio_figure, ratio_table, save_bench,
+                            scaling_table, side_by_side, size_table, taken_on, turns, verdict, working)
 from lmac_piq.decoder import LightDecoder
 from lmac_piq.metrics import FORMS
 from lmac_piq.profiling import in_default_layout, plain_explanation, plain_step, shipped_explanation, where_time_goes
@@ -17,10 +19,13 @@ def pair():
     return model, bench_explainer(model, width=8)
 
 
-def contest(folder, name, to, **seconds):
+GPU = dict(device="cuda", gpu="a GPU", gpu_memory_gb=80.0, cuda="13.0", cudnn=91900, bfloat16=True, tf32_convolutions=True, tf32_products=False)
+
+
+def contest(folder, name, to, on=None, **seconds):
     "A saved contest of three rounds in which every contestant's time grows by the same factor."
     times = pd.DataFrame([dict(contestant=c.replace("_", " "), round=r, seconds=s * (1 + r)) for r in (1, 2, 3) for c, s in seconds.items()])
-    save_bench(folder, name, times, ratio_table(times, to))
+    save_bench(folder, name, times, ratio_table(times, to), on=on)
 
 
 @pytest.mark.parametrize("form, expected", [("soft", 3), (("topk",), 3), (("soft", "topk"), 5), (FORMS, 7)])
@@ -46,11 +51,10 @@ def test_a_ratio_is_the_median_within_rounds():
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_the_verdict_reads_every_claim_and_admits_what_was_not_measured(native, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "precisions", lambda: ("fp32", "bf16") if native else ("fp32",))
+def test_the_verdict_reads_every_claim_and_admits_what_was_not_measured(native, tmp_path):
     assert set(verdict(tmp_path).verdict) == {"not measured"}
     seconds = {"light, fp32": 1.0, "SpeechBrain's modules, fp32": 12.0} | ({"light, bf16": 0.5, "SpeechBrain's modules, bf16": 4.0} if native else {})
-    contest(tmp_path, "explain", "light, fp32", **seconds)
+    contest(tmp_path, "explain", "light, fp32", machine() | dict(bfloat16=native), **seconds)
     best = "bf16" if native else "fp32"
     contest(tmp_path, "one_pass", f"light, {best}", **{f"light, {best}": 1.25, f"classifier forward, {best}": 1.0})
     contest(tmp_path, "mask_metrics", "ours", ours=1.0, Quantus=9.0)
@@ -58,6 +62,36 @@ def test_the_verdict_reads_every_claim_and_admits_what_was_not_measured(native, 
     assert said == ["kept", "missed" if native else "not measured", "kept" if native else "missed", "kept", "missed", "kept", "kept"]
     assert (verdict(tmp_path).note.iloc[1] == "") == native and verdict(tmp_path, passes_per_item=4).verdict.tolist()[-2:] == ["kept", "missed"]
     assert claim("x", float("nan"), least=1)["verdict"] == "not measured"
+
+
+def test_the_verdict_on_a_gpu_is_made_from_its_folder_anywhere(tmp_path):
+    contest(tmp_path, "explain", "light, fp32", machine() | GPU, **{"light, fp32": 1.0, "SpeechBrain's modules, fp32": 12.0, "light, bf16": 0.5, "SpeechBrain's modules, bf16": 4.0})
+    table = verdict(tmp_path)
+    assert table.verdict.tolist()[:3] == ["kept", "missed", "kept"] and "TF32" in table.note[0] and set(table.note[1:]) == {""} and table.claim[3].endswith("bf16")
+    on = taken_on(tmp_path)
+    assert on["gpu"] == "a GPU" and json.loads((tmp_path/"bench_explain.json").read_text()) == on and "float32 convolutions in TF32" in ratio_figure(ratio_table(side_by_side({"a": int}, 1), "a"), on=on).get_supxlabel()
+
+
+def test_every_device_has_its_folder_and_its_rounds(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMAC_PIQ_RUNS", str(tmp_path))
+    assert [bench_folder(d) for d in ("cpu", "cuda", torch.device("cuda", 1))] == [tmp_path/"bench", tmp_path/"bench-cuda", tmp_path/"bench-cuda"]
+    assert bench_folder() == tmp_path/"bench" and bench_folder("auto").name == ("bench-cuda" if torch.cuda.is_available() else "bench")
+    assert turns("cpu", 1, 0) == dict(rounds=1, warm=0) and turns("cuda", 1) == dict(rounds=5, warm=2) and turns(torch.device("cuda"), 9, 3) == dict(rounds=9, warm=3)
+
+
+def test_precisions_are_those_of_the_device(monkeypatch):
+    monkeypatch.setattr(bench, "bf16_pays", lambda device: torch.device(device).type == "cuda")
+    assert precisions() == precisions("cpu") == ("fp32",) and precisions("cuda") == ("fp32", "bf16")
+
+
+def test_work_is_held_against_the_product_of_its_precision(pair):
+    before = torch.backends.cuda.matmul.fp32_precision
+    best = ceilings(size=64)
+    assert torch.backends.cuda.matmul.fp32_precision == before and best.work.iloc[-1] == "copy" and (best.ms > 0).all()
+    made_up = pd.DataFrame([dict(work=f"matrix product, {p}", tflop_s=t) for p, t in (("fp32", 2.0), ("bf16", 8.0))])
+    table = achieved({f"{what}, {p}": call for p in ("fp32", "bf16") for what, call in (("product", lambda: torch.ones(50, 40) @ torch.ones(40, 30)),)}, made_up, 2, 1)
+    assert np.allclose(table.share * [2.0, 8.0], table.tflop_s) and np.allclose(table.tflop_s * table.ms, 1e-9 * 2 * 50 * 40 * 30) and set(table.batch) == {2}
+    assert [*working(*pair[:1], waves(), dim=64, width=8)] == ["classifier forward, fp32", "light, fp32", "published design, fp32", "training step, light, fp32", "training step, published design, fp32"]
 
 
 def test_figures_say_on_what_they_were_taken():

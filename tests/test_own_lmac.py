@@ -193,6 +193,6 @@ def test_figure_draws_every_step_and_fills_the_chosen():
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"] and "32" in {t.get_text() for t in axes.texts} and "budget" in {t.get_text() for t in axes.texts}
 
 def test_plans():
-    assert set(OWN_PRESETS) == {"tiny", "smoke", "cpu", "paper"} and get_own_plan("smoke").dataset == "scenes" and get_own_plan("paper").rule.first > get_own_plan("cpu").rule.first
+    assert set(OWN_PRESETS) == {"tiny", "smoke", "cpu", "gpu", "paper"} and get_own_plan("smoke").dataset == "scenes" and get_own_plan("paper").rule.first > get_own_plan("cpu").rule.first
     assert all(p.training.keys() == {"Conformer", "decibels"} for p in OWN_PRESETS.values())
-    with pytest.raises(ValueError, match="choose from tiny, smoke, cpu, paper"): get_own_plan("laptop")
+    with pytest.raises(ValueError, match="choose from tiny, smoke, cpu, gpu, paper"): get_own_plan("laptop")
