@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Attribution', 'Explainer', 'baseline_values', 'keep', 'drop', 'frozen', 'resolve_target', 'Explanation', 'explain',
-           'Remembered']
+           'Remembered', 'apart', 'Recorded']
 
 # %% ../nbs/21_explanation.ipynb #8a6de75b
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -202,6 +202,44 @@ class Remembered:
         same = self._question is not None and self._question[0] is model and self._question[1] is rep and torch.equal(self._question[2], target)
         if not same: self._question, self._answer = (model, rep, target), self.explainer.attribute(model, rep, out, target)
         return self._answer
+
+# %% ../nbs/21_explanation.ipynb #21ec0002
+def apart(thing: Any) -> Any:
+    "The same thing with copies of all tensors in it: in tuples, lists, dicts and dataclasses; models and the rest are kept as they are."
+    if torch.is_tensor(thing): return thing.clone()
+    if isinstance(thing, tuple) and hasattr(thing, "_fields"): return type(thing)(*map(apart, thing))
+    if isinstance(thing, (list, tuple)): return type(thing)(map(apart, thing))
+    if isinstance(thing, dict): return {key: apart(value) for key, value in thing.items()}
+    if is_dataclass(thing): return replace(thing, **{f.name: apart(getattr(thing, f.name)) for f in fields(thing)})
+    return thing
+
+class Recorded:
+    "A function of one tensor, whose kernels on a GPU are recorded once per shape and precision and then replayed; what it returns is the caller's own. The weights must stay where they are."
+    def __init__(self, call: Callable[[Tensor], Any]): self.call, self.known = call, {}
+
+    def __call__(self, x: Tensor) -> Any:
+        "What `call(x)` says."
+        if x.device.type != "cuda": return self.call(x)
+        key = tuple(x.shape), x.dtype, x.device, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        if key not in self.known: self.known[key] = self._record(x)
+        graph, still, said = self.known[key]
+        still.copy_(x); graph.replay()
+        return apart(said)
+
+# %% ../nbs/21_explanation.ipynb #21ec0003
+@patch
+@torch.inference_mode(False)
+@torch.no_grad()
+def _record(self: Recorded, x: Tensor) -> tuple[Any, Tensor, Any]:
+    "The graph, the tensor that it reads, and what it writes."
+    still, side, graph = x.clone(), torch.cuda.Stream(x.device), torch.cuda.CUDAGraph()
+    precision = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), cache_enabled=False)   # cast weights are forgotten with the caller's context, and the graph would read them
+    side.wait_stream(torch.cuda.current_stream(x.device))
+    with torch.cuda.stream(side), precision:
+        for _ in range(3): self.call(still)
+    torch.cuda.current_stream(x.device).wait_stream(side)
+    with torch.cuda.graph(graph), precision: said = self.call(still)
+    return graph, still, said
 
 # %% ../nbs/21_explanation.ipynb #2f3ccc1a
 @patch
