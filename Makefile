@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE  # nothing is compiled in advance (tools/setup_
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "  Variables: PRESET=smoke|cpu|paper DEVICE=auto|cpu|cuda UNIT=name ONLY='piq' BUDGET=seconds (paper), WORKERS=2 (test), KILLS=9 (torture), SECONDS=60 (fuzz), PYTHON=python3 (setup)"
+	@echo "  Variables: PRESET=smoke|cpu|gpu|paper DEVICE=auto|cpu|cuda UNIT=name ONLY='piq' BUDGET=seconds (paper), WORKERS=2 (test), KILLS=9 (torture), SECONDS=60 (fuzz), PYTHON=python3 (setup)"
 
 setup:  ## make or reuse .venv (Python 3.11 or newer)
 	@$(PYTHON) tools/setup_env.py

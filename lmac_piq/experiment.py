@@ -471,9 +471,10 @@ def publish(preset: str) -> Path:
     copies = {p: p.name for p in sorted((runs / "report").glob("*.*")) if p.suffix in (".csv", ".html", ".png", ".svg") and p.stem not in ("index", *PHOTOGRAPHS) and not (p.suffix == ".svg" and p.stem.startswith(("figure_pairs", "figure_examples")))}   # pictures of pictures: PNG
     copies |= {p: f"{p.parts[-3]}-{p.name}" for p in sorted(runs.glob("*/*/*.parquet"))}
     copies |= {p: f"{p.parts[-4]}-{p.parts[-3]}-log.csv" for p in sorted(runs.glob("*/*/fit/log.csv")) if not p.parts[-4].startswith("piq-") or p.parts[-3] in ("classifier", "annotator", "lmac", "piq-0")}
+    copies |= {p: f"{p.parts[-5]}-{p.parts[-3]}-log.csv" for p in sorted(runs.glob("*/designs/*/fit/log.csv"))}
     for source, name in copies.items():
         with atomic(target / name) as part: shutil.copyfile(source, part)
-    manifests = {f"{p.parts[-3]}/{p.parts[-2]}": json.loads(p.read_text()) for p in sorted(runs.glob("*/*/manifest.json"))}
+    manifests = {p.parent.relative_to(runs).as_posix(): json.loads(p.read_text()) for p in sorted([*runs.glob("*/*/manifest.json"), *runs.glob("*/designs/*/manifest.json")])}
     known = json.loads((target / "manifest.json").read_text()) if (target / "manifest.json").exists() else {}     # of stages that this run folder does not have
     with atomic(target / "manifest.json") as part: part.write_text(json.dumps(known | manifests, indent=1))
     return target

@@ -108,9 +108,9 @@ if __name__ == "__main__" and "__file__" in globals(): sys.exit(train_command())
 # %% ../nbs/92_scale.ipynb #4976f722
 @dataclass(frozen=True)
 class Machine:
-    "A card and its host: assumptions, all of them, of which the first two are the ones to doubt."
+    "A card and its host: assumptions, but for the share that training reaches, which was seen on an H200."
     peak: float = 989e12          # operations per second, bfloat16, dense; the data sheet of an H100
-    reached: float = 0.3          # share of the peak that training reaches
+    reached: float = 0.1          # share of the peak that training of a light L-MAC reaches
     cards: int = 1
     card_memory: float = 80e9     # bytes
     memory: float = 128e9         # of the host

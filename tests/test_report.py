@@ -381,17 +381,18 @@ def test_published_are_the_small_results_and_no_photograph(tmp_path, monkeypatch
     def files(folder) -> dict[str, str]: return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
     write(project, "settings.ini", "nbs/any.ipynb"); monkeypatch.chdir(project/"nbs"); monkeypatch.setenv("LMAC_PIQ_RUNS", str(runs))
     run, kept = runs/"smoke", {"report/table_x.csv": "table_x.csv", "report/table_x.html": "table_x.html", "report/figure_x.png": "figure_x.png", "report/figure_x.svg": "figure_x.svg", "report/figure_pairs_esc50.png": "figure_pairs_esc50.png",
-        "scenes/evaluate/per_item.parquet": "scenes-per_item.parquet", "piq-mnist/evaluate/per_item.parquet": "piq-mnist-per_item.parquet", "scenes/lmac-1/fit/log.csv": "scenes-lmac-1-log.csv", "piq-mnist/piq-0/fit/log.csv": "piq-mnist-piq-0-log.csv"}
+        "scenes/evaluate/per_item.parquet": "scenes-per_item.parquet", "piq-mnist/evaluate/per_item.parquet": "piq-mnist-per_item.parquet", "scenes/lmac-1/fit/log.csv": "scenes-lmac-1-log.csv", "piq-mnist/piq-0/fit/log.csv": "piq-mnist-piq-0-log.csv",
+        "scenes/designs/l-mac-0/fit/log.csv": "scenes-l-mac-0-log.csv", "scenes/designs/decoders.parquet": "scenes-decoders.parquet"}
     write(run, "report/figure_x.png")
     with pytest.raises(FileNotFoundError, match="run `make paper PRESET=smoke` first"): publish("smoke")
     assert not target.exists()
     write(run, *kept, "report/index.html", "report/audio/index.html", "report/audio/dog.wav", "report/notes.txt", "report/figure_pairs_esc50.svg", "report/figure_examples_mnist.svg", *(f"report/figure_{what}_crops.{kind}" for what in ("pairs", "codebook", "concept", "examples") for kind in ("png", "svg")),
           "scenes/evaluate/parts/a.parquet", "scenes/lmac-1/fit/last.safetensors", "piq-mnist/piq-1/fit/log.csv")
-    for stage in ("scenes/classifier", "piq-mnist/piq-0"): write(run, f"{stage}/manifest.json"); (run/stage/"manifest.json").write_text(json.dumps(dict(stage=stage)))
+    for stage in ("scenes/classifier", "piq-mnist/piq-0", "scenes/designs/l-mac-0"): write(run, f"{stage}/manifest.json"); (run/stage/"manifest.json").write_text(json.dumps(dict(stage=stage)))
     write(target, "table_x.csv", "table_of_before.csv"); (target/"manifest.json").write_text(json.dumps({"esc50/lmac-0": dict(stage="elsewhere"), "scenes/classifier": dict(stage="before")}))
     before, ran = files(project), files(runs)
     assert publish("smoke") == target
     after = files(project); merged = json.loads(after.pop("paper_figures/results/smoke/manifest.json"))
     assert after == {k: v for k, v in before.items() if not k.endswith("manifest.json")} | {f"paper_figures/results/smoke/{name}": f"smoke: {source}" for source, name in kept.items()}
-    assert merged == {"esc50/lmac-0": dict(stage="elsewhere"), "scenes/classifier": dict(stage="scenes/classifier"), "piq-mnist/piq-0": dict(stage="piq-mnist/piq-0")}
+    assert merged == {"esc50/lmac-0": dict(stage="elsewhere"), "scenes/classifier": dict(stage="scenes/classifier"), "piq-mnist/piq-0": dict(stage="piq-mnist/piq-0"), "scenes/designs/l-mac-0": dict(stage="scenes/designs/l-mac-0")}
     assert files(runs) == ran
