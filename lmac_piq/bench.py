@@ -215,7 +215,8 @@ def explaining(model: AudioClassifier, x: Tensor, decoders: Mapping[str, LMAC], 
         if published is not None: calls[f"SpeechBrain's modules, {say}"] = _autocast(lambda: published(x), x.device, bf16)
         if not recorded: continue
         calls[f"classifier forward, recorded, {say}"] = _autocast(partial(Recorded(model), x), x.device, bf16)
-        for name, explainer in decoders.items(): calls[f"{name}, recorded, {say}"] = _autocast(lambda fast=Recorded(partial(explain, model, explainer)): fast(x).kept(), x.device, bf16)
+        for name, explainer in decoders.items():
+            calls[f"{name}, recorded, {say}"] = _autocast(lambda fast=Recorded(partial(explain, model, explainer)): fast(x).kept(), x.device, bf16)
     return calls
 
 # %% ../nbs/88_bench.ipynb #d18afce8
@@ -329,7 +330,7 @@ def ratio_figure(table: pd.DataFrame,      # of `ratio_table`
     figure = Figure(figsize=(7.2, 0.36 * len(table) + 1.2), dpi=80, layout="constrained"); ax = figure.subplots()
     for k, r in enumerate(table.itertuples()):
         ax.plot([r.low, r.high], [k, k], color=COLOURS[0], lw=1.4); ax.plot(r.ratio, k, "o", color=COLOURS[0], ms=4.5)
-        ax.annotate(f"{r.ratio:.2f}" if r.ratio < 10 else f"{r.ratio:.0f}", (r.high, k), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5)
+        ax.annotate(f"{r.ratio:.3f}" if r.ratio < 0.1 else f"{r.ratio:.2f}" if r.ratio < 10 else f"{r.ratio:.0f}", (r.high, k), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5)
     if limit: ax.axvline(limit, color=COLOURS[4], lw=0.9, ls="--")
     ax.set_xscale("log"); ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_major_formatter("{x:g}"); ax.xaxis.set_minor_locator(NullLocator()); ax.set_yticks(range(len(table)), table["contestant"] if "classifier" not in table else table["classifier"] + ", " + table["contestant"]); ax.set_ylim(len(table) - 0.5, -0.5); bare(ax)
     ax.set_xlabel(f"time over that of {table['contestant'].iloc[0]}, median and range of {table['rounds'].iloc[0]} rounds", fontsize=8)
