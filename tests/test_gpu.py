@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from lmac_piq.baselines import GradCAM, IntegratedGradients, LIME, LoudestBins, RandomBins, Saliency, SmoothGrad
 from lmac_piq.bench import bench_explainer, bench_model
 from lmac_piq.bottleneck import get_piq_plan, make_piq
-from lmac_piq.classifier import ImageClassifier
+from lmac_piq.classifier import AudioClassifier, ImageClassifier
 from lmac_piq.decoder_choice import evaluate_designs, train_design
 from lmac_piq.evidence import evaluate_on, spread
 from lmac_piq.experiment import Plan, load_sets, paired_batches, train_classifier, train_l2i, train_lmac, training_batches
@@ -62,13 +62,15 @@ def test_recorded_kernels_say_the_same(bf16):
     assert torch.equal(first.mask, copy) and len(fast.known) == 2
 
 
-def test_a_table_is_the_same():
-    "Every metric and form, with the truth; soft masks within 1e-3, and few values of ranked forms, where the last bit decides which of two bins is kept."
+def test_a_table_is_the_same(tmp_path):
+    """Every metric and form, with the truth. Of soft masks all but the shares of items that pass a threshold are within 1e-3; in ranked forms the last bit decides which of two bins is kept, so few
+    of the values may differ by more."""
+    train_classifier(PLAN, tmp_path, "cpu", progress=False)
     def see(device):
-        sets, model = load_sets(PLAN), bench_model(0.125, 10); model, lmac = moved_to(device, model, bench_explainer(model, width=8))
+        sets, model = load_sets(PLAN), AudioClassifier.from_pretrained(tmp_path); model, lmac = moved_to(device, model, bench_explainer(model, width=8))
         return evaluate_on(replace(PLAN, classifier=replace(PLAN.classifier, bf16=False)), model, [lmac, LoudestBins(lmac)], lmac, sets.test, spread(12, 12), "corrected", 0)
-    a, b = see("cpu"), see("cuda"); change, soft = moved(a, b), a["form"] == "soft"
-    print(f"soft: {change[soft].max():.1e} at most; ranked: {(change > 1e-3).mean():.1e} of the values by more than 1e-3")
+    a, b = see("cpu"), see("cuda"); change = moved(a, b); soft = (a["form"] == "soft") & ~a["metric"].isin(["AI", "Fid-In"])
+    print(f"soft: {change[soft].max():.1e} at most; all: {(change > 1e-3).mean():.1e} of the values by more than 1e-3")
     assert change[soft].max() < 1e-3 and (change > 1e-3).mean() < 0.05
 
 
