@@ -2,6 +2,7 @@
 default, has ten bits of mantissa, and bfloat16 seven."""
 from dataclasses import replace
 import numpy as np, pytest, torch
+if not torch.cuda.is_available(): pytest.skip("torch sees no GPU", allow_module_level=True)
 from lmac_piq.baselines import GradCAM, IntegratedGradients, LIME, LoudestBins, RandomBins, Saliency, SmoothGrad
 from lmac_piq.bench import bench_explainer, bench_model
 from lmac_piq.bottleneck import get_piq_plan, make_piq
@@ -13,7 +14,6 @@ from lmac_piq.explanation import Recorded, explain
 from lmac_piq.training import FitConfig, seeded
 from test_determinism import moved
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 PLAN = Plan(seconds=1.0, train_items=64, test_items=12, width=0.125, decoder_width=8, components=8, classifier=FitConfig(epochs=3, lr=3e-3), lmac=FitConfig(epochs=2, lr=3e-3), l2i=FitConfig(epochs=1, lr=3e-3))
 
 
