@@ -123,9 +123,9 @@ _shapes = dict(source="shapes", network="resnet", width=0.5, dropout=0.0, classi
 
 # %% ../nbs/84_bottleneck.ipynb #eb2c6259
 PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
-    "tiny": {"shapes": PIQPlan(**_shapes, train_items=60, classifier=_fit(1), piq=_fit(1), lmac=_fit(1), annotator=_fit(1), seeds=(0,), variants=("piq", "no-partition", *CONCEPTS[1:], "rows-quarter"), items=24, slow_items=4, pairs=6, ratios=(0.5,)),
-             "scenes": PIQPlan("scenes", sound=Plan(train_items=48, test_items=10, width=0.0625, network="conv2d", pool=2, decoder_width=8, components=8, classifier=_fit(1), lmac=_fit(1), l2i=_fit(1)), **(_ear | dict(dim=16, rows=40, ratios=(0.0, 6.0))),
-                               piq=_fit(1), seeds=(0,), variants=("piq", "no-partition", "no-codebook"), items=10, slow_items=3, pairs=4)},
+    "tiny": {"shapes": PIQPlan(**(_shapes | dict(rows=24)), train_items=60, classifier=_fit(1), piq=_fit(1), lmac=_fit(1), annotator=_fit(1), seeds=(0,), variants=("piq", "no-partition", *CONCEPTS[1:], "rows-quarter"), items=24, slow_items=2, pairs=2, ratios=(0.5,)),
+             "scenes": PIQPlan("scenes", sound=Plan(train_items=48, test_items=10, width=0.0625, network="conv2d", pool=2, decoder_width=8, components=8, classifier=_fit(1), lmac=_fit(1), l2i=_fit(1)), **(_ear | dict(dim=16, rows=30, ratios=(0.0, 6.0))),
+                               piq=_fit(1), seeds=(0,), variants=("piq", "no-partition", "no-codebook"), items=10, slow_items=2, pairs=2)},
     "smoke": {"digits": PIQPlan(seeds=(0,), variants=("piq", "no-codebook", "no-partition", "rows-quarter", "gradient"), items=100, slow_items=20, pairs=60, ratios=(0.2, 0.5, 0.8)),
               "shapes": PIQPlan(**_shapes, train_items=900, classifier=_fit(12, clip=5.0), piq=_fit(5), lmac=_fit(2), annotator=_fit(4), seeds=(0,), variants=("piq", "no-partition", "concept-annotator"), items=60, slow_items=12, pairs=30, ratios=(0.5,)),
               "scenes": PIQPlan("scenes", sound=Plan(train_items=480, test_items=50, width=0.125, decoder_width=24, components=24, **_conv, classifier=_fit(12, **_adamw), lmac=_fit(2, clip=5.0), l2i=_fit(2, clip=5.0)), **(_ear | dict(dim=32, rows=200, ratios=(0.0, 6.0))),
@@ -510,13 +510,13 @@ def load_gallery(preset: str, name: str) -> dict:
     examples = code_examples(piq, model, items) if plan.is_sound and piq.task.output == "mask" else None
     hits = count_codes(piq, model, items) if examples is None else examples.hits
     codes = explain(model, piq, source.test[[0]].x).attribution.extras["codes"]
-    return dict(piq=piq, model=model, hits=hits, like=model.represent(source.test[[0]].x).values, grid=tuple(codes.shape[1:]), examples=examples)
+    return dict(piq=piq, model=model, hits=hits, like=model.represent(source.test[[0]].x).values, grid=tuple(codes.shape[1:]), examples=examples, per_class=10 if int(piq.codebook.classes.clamp_min(0).bincount().max()) > 6 else 6)
 
 def concept_examples(preset: str, name: str, n: int = 6) -> dict:
     "What the concept figure draws: the classifier, interpreters with and without concept, the annotation model, and some test images."
     plan, root = get_piq_plan(preset, name), piq_folder(preset, name)
     source, model = load_source(plan), load_base(root / "classifier")
-    wanted = [v for v in ("piq", *CONCEPTS) if v in plan.variants]
+    wanted, n = [v for v in ("piq", *CONCEPTS) if v in plan.variants], min(n, plan.slow_items)
     methods = [load_piq(root, v, plan.seeds[0], model) for v in wanted] + [LMAC.from_pretrained(root / "lmac", model)]
     picked = source.test[spread(len(source.test), 20 * n)]           # the figure takes one of each class in turn
     return dict(model=model, methods={m.name: m for m in methods}, annotator=SegmentationNet.from_pretrained(root / "annotator"), batch=picked, n=n)
@@ -525,7 +525,7 @@ def concept_examples(preset: str, name: str, n: int = 6) -> dict:
 def examples(preset: str, name: str, n: int = 4) -> dict:
     "What the example figure and page show: classifier, methods by name (PIQ and its main variants, L-MAC and L2I, GradCAM, integrated gradients, the loudest bins at PIQ's area), and some test items."
     plan, root = get_piq_plan(preset, name), piq_folder(preset, name)
-    source, model = load_source(plan), load_base(root / "classifier")
+    source, model, n = load_source(plan), load_base(root / "classifier"), min(n, plan.slow_items)
     own = [load_piq(root, v, plan.seeds[0], model) for v in ("piq", "no-partition", "faithful", "concept-annotator") if v in plan.variants]
     methods = [*own, *rivals(plan, root, model)[:2 if plan.is_sound else 1], GradCAM("corrected"), IntegratedGradients(32), LoudestBins(own[0])]
     return dict(model=model, methods={m.name: m for m in methods}, batch=source.test[spread(len(source.test), n)], n=n)

@@ -50,7 +50,7 @@ class _Desks(socketserver.ThreadingMixIn, getattr(socketserver, "UnixStreamServe
 
 def _serve(address: str) -> None:
     "Offer kernels at a socket until standard input ends: whoever started this is done, or dead."
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["lmac_piq.all", "ipykernel.kernelapp"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lmac_piq.all", "ipykernel.kernelapp", "scipy.stats", "sklearn.linear_model", "torch._dynamo"])   # the last: an optimiser asks for it
     with _Desks(address, _Desk) as desks:
         threading.Thread(target=desks.serve_forever, daemon=True).start(); print("open", flush=True)
         sys.stdin.read(); desks.shutdown()

@@ -9,7 +9,7 @@ __all__ = ['CARD', 'BLOCK', 'TRUTHS', 'ASKED', 'Shown', 'metric_card', 'reported
            'rank_table', 'agreement_figure', 'panel_figure', 'loss_figure', 'index_page']
 
 # %% ../nbs/81_report.ipynb #8ddc8009
-import html, os
+import hashlib, html, os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -222,9 +222,22 @@ def _from_reference(d: pd.DataFrame) -> pd.DataFrame:
         d["p_holm"] = holm(counted)
     return d
 
+# %% ../nbs/81_report.ipynb #5d1ff7ab
+_LAST: dict[tuple, pd.DataFrame] = {}   # the last table of differences: a main table's caption and the page of its differences ask for the same one
+
+def _digest(frame: pd.DataFrame) -> str:
+    "What tells the columns and values of a frame from those of another."
+    return hashlib.sha256(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes() + repr([*frame.dtypes.items()]).encode()).hexdigest()
+
 def difference_table(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str = "item", **kw) -> pd.DataFrame:
     "Paired differences reference - method: block, method, metric, difference, low, high, n, undefined, unpaired, superiority, rank_biserial, p, p_holm, favours; intervals by clip."
     if "family" in kw: raise ValueError(f"family={kw['family']}: a report adjusts for all tests of its table; make a table of those that belong together, or use stats.compare")
+    key = (_digest(frame), reference, cluster, *sorted(kw.items()))
+    if (made := _LAST.get(key)) is None: made = _differences(frame, reference, cluster, **kw); _LAST.clear(); _LAST[key] = made
+    return made.copy()
+
+def _differences(frame: pd.DataFrame, reference: str, cluster: str, **kw) -> pd.DataFrame:
+    "The table of `difference_table`."
     rows = reported(frame)
     rows = rows[rows["metric"].map(lambda m: METRICS[m].better).astype(int) != 0]
     by = [*_blocks(rows), "metric"]
