@@ -11,6 +11,7 @@ import re, time
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 import pandas as pd, torch
@@ -71,6 +72,7 @@ def _sounds(plan: Plan) -> tuple[AudioClassifier, Batch, int]:
     return model.to("meta"), Batch(torch.zeros(2, int(plan.seconds * model.stft.sample_rate), device="meta")), CLIPS[plan.dataset] or plan.train_items
 
 # %% ../nbs/91_units.ipynb #f55fdf2c
+@cache
 def training_operations(plan: Plan, stage: str) -> float:
     "Floating point operations of a training stage on sounds; nan for stages that are not predicted."
     kind = re.match(r"[a-z0-9]+", stage)[0]
@@ -105,8 +107,9 @@ def _image_trainings(plan: PIQPlan, model: ImageClassifier, batch: Batch, train:
     return made | dict(annotator=_step(lambda: net.loss(batch)) * marked * plan.annotator.epochs)
 
 # %% ../nbs/91_units.ipynb #5e2a48f9
-def piq_trainings(plan: PIQPlan) -> dict[str, float]:
-    "Floating point operations of every training of a PIQ experiment by its folder, and of asking the classifier once (`known`)."
+@cache
+def _piq_trainings(plan: PIQPlan) -> dict[str, float]:
+    "`piq_trainings`, counted once."
     model, batch, count = _sounds(plan.sound) if plan.is_sound else _images(plan)
     made = {k: training_operations(plan.sound, k) for k in ("classifier", "lmac", "l2i")} if plan.is_sound else _image_trainings(plan, model, batch, *count)
     n, net, known = count if plan.is_sound else count[1], None, None
@@ -114,12 +117,18 @@ def piq_trainings(plan: PIQPlan) -> dict[str, float]:
     else:
         with torch.no_grad(): known = model.classify(model.represent(batch.x, phase=False).values)
         made["known"] = _once(model, batch.x) * n
-    steps = {}
+    steps, counted = {}, {}
     for variant in dict.fromkeys(v for v, _ in runs_of(plan)):
-        piq = make_piq(plan, model, variant, 0).to(batch.x.device).train(); piq.codebook = None
-        given = lambda: annotated(batch, net if VARIANTS[variant].annotation == "annotator" else None) if net else batch
-        steps[variant] = _step(lambda: piq.loss(model, given(), known))
+        piq, asks = make_piq(plan, model, variant, 0).to(batch.x.device).train(), VARIANTS[variant].annotation == "annotator"
+        piq.codebook, alike = None, (piq.task, str(piq.body.config), asks)              # variants that differ in nothing but their codes cost the same
+        given = lambda: annotated(batch, net if asks else None) if net else batch
+        if alike not in counted: counted[alike] = _step(lambda: piq.loss(model, given(), known))
+        steps[variant] = counted[alike]
     return made | {f"{v}-{s}": steps[v] * n * plan.piq.epochs for v, s in runs_of(plan)}
+
+def piq_trainings(plan: PIQPlan) -> dict[str, float]:
+    "Floating point operations of every training of a PIQ experiment by its folder, and of asking the classifier once (`known`)."
+    return dict(_piq_trainings(plan))
 
 def piq_operations(plan: PIQPlan, stage: str) -> float:
     "The same of a stage of a PIQ experiment; nan for its evaluation."

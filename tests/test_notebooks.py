@@ -13,7 +13,7 @@ CPU_LIMIT = 60 if bf16_pays() else 150  # seconds of one processor: unlike the c
 
 # Each notebook gets a process of its own, forked from one that has already imported the slow libraries.
 FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload(["torch", "torchaudio", "pandas", "matplotlib.pyplot", "ipywidgets", "sklearn.linear_model", "sklearn.decomposition", "scipy.stats", "captum.attr", "anywidget", "nbdev.test"])
+FRESH.set_forkserver_preload(["torch", "torchaudio", "pandas", "matplotlib.pyplot", "ipywidgets", "sklearn.linear_model", "sklearn.decomposition", "scipy.stats", "captum.attr", "anywidget", "nbdev.test", "torch._dynamo", "torch.utils.flop_counter"])
 
 def run(path: Path) -> tuple[bool, float, float, str]:
     "Run a notebook with nbdev's own function: passed, seconds, CPU seconds, traceback"
