@@ -38,23 +38,24 @@ class _Desk(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         asked, fork = json.loads(self.rfile.readline()), multiprocessing.get_context("forkserver")
         begun, tell = fork.Pipe(duplex=False)
-        kernel = fork.Process(target=_kernel, args=(asked["argv"], asked["env"], asked["cwd"], tell)); kernel.start(); tell.close()
+        kernel = fork.Process(target=_kernel, args=(asked["argv"], asked["env"], asked["cwd"], tell)); kernel.start(); tell.close(); self.server.kernels.add(kernel)
         begun.recv(); begun.close()
         self.wfile.write(b"%d\n" % kernel.pid); connection.wait([kernel.sentinel, self.connection])
         if kernel.is_alive(): kernel.kill()
-        kernel.join()
+        kernel.join(); self.server.kernels.discard(kernel)
         try: self.wfile.write(b"%d\n" % kernel.exitcode)
         except OSError: pass           # nobody is there to be told
 
-class _Desks(socketserver.ThreadingMixIn, getattr(socketserver, "UnixStreamServer", socketserver.TCPServer)): daemon_threads, block_on_close = True, False
+class _Desks(socketserver.ThreadingMixIn, getattr(socketserver, "UnixStreamServer", socketserver.TCPServer)): kernels: set[multiprocessing.Process]
 
 def _serve(address: str) -> None:
     "Offer kernels at a socket until standard input ends: whoever started this is done, or dead."
     multiprocessing.get_context("forkserver").set_forkserver_preload(["lmac_piq.all", "ipykernel.kernelapp", "scipy.stats", "sklearn.linear_model", "torch._dynamo"])   # the last: an optimiser asks for it
-    with _Desks(address, _Desk) as desks:
+    with _Desks(address, _Desk) as desks:                    # at its end waits until every desk has told how its kernel ended; only the desk asks, for the answer is given once
+        desks.kernels = set()
         threading.Thread(target=desks.serve_forever, daemon=True).start(); print("open", flush=True)
         sys.stdin.read(); desks.shutdown()
-    for kernel in multiprocessing.active_children(): kernel.kill()
+        for kernel in list(desks.kernels): kernel.kill()
 
 # %% ../nbs/94_engine.ipynb #1af8e95f
 @contextmanager
