@@ -30,9 +30,9 @@ fuzz: setup  ## feed the loaders of sounds, images, tables and models with spoil
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python tests/fuzz/fuzz_loaders.py -max_total_time=$(or $(SECONDS),60)
 
-bench: setup  ## time explanations, metrics and training beside their peers (DEVICE), 12 minutes on two quiet cores; tables in runs/bench and paper_figures/results/bench, a GPU's in bench-cuda beside
+bench: setup  ## time explanations, metrics and training beside their peers (DEVICE), about ten minutes on two quiet cores; tables in runs/bench and paper_figures/results/bench, a GPU's in bench-cuda beside
 	@folder=$$($(BIN)/python -c "from lmac_piq.bench import bench_folder; print(bench_folder('$(DEVICE)'))") && small=paper_figures/results/$${folder##*/} && mkdir -p $$small && \
-	for name in bench_explain bench_evaluate bench_profile bench_verdict; do $(BIN)/python -m papermill --no-progress-bar --log-level ERROR -p device $(DEVICE) paper_figures/$$name.ipynb $$folder/$$name.ipynb || exit 1; done && \
+	for name in bench_explain bench_evaluate bench_profile bench_verdict; do $(BIN)/python -m papermill --engine lmac-piq --no-progress-bar --log-level ERROR -p device $(DEVICE) paper_figures/$$name.ipynb $$folder/$$name.ipynb || exit 1; done && \
 	cp $$folder/bench_*.csv $$folder/bench_*.json $$folder/bench_*.svg $$folder/bench_*.png $$small/ && \
 	for table in $$folder/bench_*.csv; do case $$table in *_times.csv) ;; *) echo "$$table"; column -s, -t $$table || cat $$table;; esac; done
 

@@ -111,11 +111,11 @@ def _gpu(device: str | torch.device) -> dict[str, str | int | float | bool]:
                 tf32_convolutions=tf32(torch.backends.cudnn.conv), tf32_products=tf32(torch.backends.cuda.matmul))
 
 def machine(device: str | torch.device = "cpu") -> dict[str, str | int | float | bool]:
-    "What figures of this device are taken on: processor, cores, threads, whether the device has bfloat16 of its own, GPU, system, versions."
+    "What figures of this device are taken on: processor, the widest instructions torch uses on it, cores, threads, whether the device has bfloat16 of its own, GPU, system, versions."
     try: model = next(line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     except (OSError, StopIteration): model = platform.processor() or "unknown"
     kind, gpu = torch.device(device).type, torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return dict(device=kind, processor=model, cores=os.cpu_count(), threads=torch.get_num_threads(), bfloat16=bf16_pays(device), gpu=gpu, system=platform.system(),
+    return dict(device=kind, processor=model, instructions=torch.backends.cpu.get_cpu_capability(), cores=os.cpu_count(), threads=torch.get_num_threads(), bfloat16=bf16_pays(device), gpu=gpu, system=platform.system(),
                 python=platform.python_version(), **{p: _version(p) for p in ("torch", "torchaudio", "captum", "speechbrain", "quantus")}) | (_gpu(device) if kind == "cuda" else {})
 
 # %% ../nbs/88_bench.ipynb #b88e0001
@@ -123,7 +123,7 @@ def machine_words(on: Mapping[str, object] | None = None # of `machine`, perhaps
                  ) -> str:
     "The device, the machine and the versions, as lines under a figure."
     m = machine() if on is None else on
-    host, bf16 = f"{m['processor']}, {m['threads']} of {m['cores']} cores", "bfloat16" if m["bfloat16"] else "no bfloat16 of its own"
+    host, bf16 = ", ".join([*(m[k] for k in ("processor", "instructions") if k in m), f"{m['threads']} of {m['cores']} cores"]), "bfloat16" if m["bfloat16"] else "no bfloat16 of its own"
     exact = lambda what: f"float32 {what} in {'TF32' if m['tf32_' + what] else 'float32'}"
     where = (f"{m['gpu']}, {m['gpu_memory_gb']} GB, {bf16}, {exact('convolutions')}, {exact('products')}; CUDA {m['cuda']}, cuDNN {m['cudnn']}, beside {host}"
              if m.get("device", "cpu") == "cuda" else f"{host}, {bf16}, GPU {m['gpu']}")
