@@ -30,7 +30,7 @@ from .codebook import Codebook, code_usage
 from .codes import code_examples
 from .data import Batch, ImageSet, batches, image_set, sha256_file
 from .decoder import ImageDecoder
-from .evidence import spread, stored, truth_of, write_table
+from .evidence import by_origin, spread, stored, truth_of, write_table
 from .experiment import Clips, Part, Plan, load_sets, make_lmac, manifest, pick_device, run_folder, settle, train_classifier, train_explainer, train_l2i
 from .explanation import Explainer, explain
 from .l2i import L2I
@@ -461,12 +461,13 @@ def evaluate_piq(plan: PIQPlan, preset: str, name: str, root: str | Path, folder
     with manifest(folder, dev, stage="evaluate", preset=preset, plan=asdict(plan), data=source.digest, classifier=model.fingerprint()):
         groups = [("main", s) for s in plan.seeds] + [("slow", plan.seeds[0])] + [("ablation", plan.seeds[0])] * any(VARIANTS[v].ablation for v in plan.variants)
         made = {g: stored(parts / f"{g[0]}-{g[1]}.parquet", piq_key(plan, root, models, source.digest, plan.items, plan.slow_items, plan.batch_size), lambda: piq_rows(plan, root, model, source, *g).assign(**cell)) for g in groups}
+        made = {g: by_origin(r, source.test) for g, r in made.items()}
         rows = pd.concat([r for (group, _), r in made.items() if group != "ablation"], ignore_index=True)
         write_table(rows, folder / "per_item.parquet")
         tested = pd.concat([r for (group, _), r in made.items() if group == "ablation"] + [rows[rows["method"].isin(["PIQ", "PIQ, no partition", "PIQ, no codebook"]) & (rows["seed"] == plan.seeds[0])]], ignore_index=True)
         write_table(tested, folder / "ablation.parquet")
         with atomic(folder / "usage.parquet") as p: usage_rows(plan, root, model, source).to_parquet(p, index=False)
-        if plan.annotator is not None: write_table(concept_rows(plan, root, model, source).assign(**cell), folder / "concept.parquet")
+        if plan.annotator is not None: write_table(by_origin(concept_rows(plan, root, model, source).assign(**cell), source.test), folder / "concept.parquet")
     return rows
 
 # %% ../nbs/84_bottleneck.ipynb #d6d3217a

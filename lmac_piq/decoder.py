@@ -25,6 +25,11 @@ def _add(a: Tensor, b: Tensor) -> Tensor:
     f, t = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
     return a[:, :, :f, :t] + b[:, :, :f, :t]
 
+def _grow(step: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    "A transposed convolution; that of a single frame is not in bfloat16, for which torch 2.11 gives a gradient of the weight with numbers that nobody wrote (processors with AVX512_BF16)."
+    if x.shape[3] > 1: return step(x)
+    with torch.autocast(x.device.type, enabled=False): return step(x.to(step.weight.dtype))
+
 # %% ../nbs/30_mask_decoder.ipynb #d678930d
 class PublishedDecoder(nn.Module):
     "The decoder of the L-MAC paper; `channels` are those of blocks 3 to 6."
@@ -40,7 +45,7 @@ class PublishedDecoder(nn.Module):
     def trunk(self, features: list[Tensor]) -> Tensor:
         "Feature maps, shallow to deep -> what step 8 gives, before any activation: 128 x 425 for a clip of five seconds."
         s, (h3, h4, h5, h6) = self.steps, features[-4:]
-        x = _add(F.relu(s[0](h6)), F.relu(s[1](h5)))
+        x = _add(F.relu(_grow(s[0], h6)), F.relu(_grow(s[1], h5)))
         x = _add(F.relu(s[2](x)), F.relu(s[3](h4)))
         x = _add(F.relu(s[4](x)), F.relu(s[5](h3)))
         return s[7](F.relu(s[6](x)))

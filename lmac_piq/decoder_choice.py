@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from .baselines import LoudestBins, RandomBins
 from .bench import bench_explainer, flops
 from .classifier import AudioClassifier
-from .evidence import Condition, condition_clips, evaluate_on, spread
+from .evidence import Condition, by_origin, condition_clips, evaluate_on, spread
 from .experiment import Clips, Plan, Sets, load_sets, pick_device, quick_scores, train_explainer, training_batches
 from .explanation import explain
 from .lmac import LMAC
@@ -75,7 +75,7 @@ def evaluate_designs(plan: Plan, root: str | Path, names: Mapping[str, object] |
     for c, clips in unseen_clips(plan, sets).items():
         made = evaluate_on(plan, model, methods, methods[0], clips, spread(len(clips), items), c.protocol, seed, progress)
         rows.append(made[made["form"].isin(["soft", "topk"])].assign(protocol=c.protocol, dataset=plan.dataset, condition=c.kind, snr_db=c.snr_db))
-    return pd.concat(rows, ignore_index=True)
+    return by_origin(pd.concat(rows, ignore_index=True), sets.test)
 
 # %% ../nbs/89_decoder_choice.ipynb #f8967beb
 def design_costs(model: AudioClassifier, names: Mapping[str, object] | list[str], seconds: float = 5.0) -> pd.DataFrame:
@@ -90,7 +90,7 @@ def design_costs(model: AudioClassifier, names: Mapping[str, object] | list[str]
 
 # %% ../nbs/89_decoder_choice.ipynb #2352dd9a
 def design_figure(rows: pd.DataFrame, costs: pd.DataFrame, metrics: tuple[str, ...] = ("AI", "AD", "AG", "FF", "Fid-In", "SPS", "ap", "iou", "si_sdr_improvement"), form: str = "soft", **kw) -> Figure:
-    "Quality against operations in the last condition, a panel per metric, intervals by clip; the better end is marked on each axis."
+    "Quality against operations in the last condition, a panel per metric, intervals by cluster; the better end is marked on each axis."
     metrics = tuple(m for m in metrics if m in set(rows["metric"]))
     rows = rows[(rows["form"] == form) & rows["method"].isin(costs["method"])]
     if "condition" in rows: rows = rows[rows["condition"] == rows["condition"].iloc[-1]]          # where the truth is known, if anywhere

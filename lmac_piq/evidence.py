@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GAINS', 'STATED', 'IN_DOMAIN', 'CLIP', 'UNRANKED', 'PICTURED', 'SWEPT', 'Condition', 'conditions', 'contaminant',
-           'contaminate', 'condition_clips', 'truth_of', 'main_methods', 'slow_methods', 'forms_of', 'spread',
-           'evaluate_on', 'evaluate_two_events', 'write_table', 'stored', 'evaluation_key', 'models_of', 'split_name',
-           'curve_methods', 'cell_rows', 'groups_of', 'cell_key', 'evaluate_stage', 'ablation_rows', 'shown_methods',
-           'sweep_stage', 'refitted', 'randomisation_stage', 'roar_stage']
+           'contaminate', 'condition_clips', 'by_origin', 'truth_of', 'main_methods', 'slow_methods', 'forms_of',
+           'spread', 'evaluate_on', 'evaluate_two_events', 'write_table', 'stored', 'evaluation_key', 'models_of',
+           'split_name', 'curve_methods', 'cell_rows', 'groups_of', 'cell_key', 'evaluate_stage', 'ablation_rows',
+           'shown_methods', 'sweep_stage', 'refitted', 'randomisation_stage', 'roar_stage']
 
 # %% ../nbs/83_evidence.ipynb #466a54c4
 import functools, math
@@ -23,7 +23,7 @@ from torch import Tensor
 from .audio import mix_at_snr, mix_unit_norm
 from .baselines import LoudestBins, few_pass_methods, many_pass_methods, nulls
 from .classifier import AudioClassifier
-from .data import batches, crop, sha256_file, speech_pack
+from .data import ImageSet, batches, crop, sha256_file, speech_pack
 from .experiment import Clips, Part, Plan, Sets, autocast, decided_by, get_plan, load_models, load_sets, make_lmac, manifest, pick_device, run_folder, training_batches, tuned_name
 from .explanation import Explainer
 from .l2i import L2I
@@ -95,7 +95,14 @@ def condition_clips(sets: Sets, condition: Condition, contaminants: int = 1, see
         x = clips.read(i)
         waves.append(contaminate(x, condition, contaminant(condition.kind, x, clips.labels[i], sets, others, generator, condition.protocol == "corrected")))
     mixed, items = torch.cat(waves), np.concatenate([clips.items + CLIP * k for k in range(contaminants)])
-    return Clips(lambda i: mixed[i], clips.labels.repeat(contaminants), clips.classes, items)
+    return Clips(lambda i: mixed[i], clips.labels.repeat(contaminants), clips.classes, items, groups=np.tile(clips.groups, contaminants))
+
+def by_origin(rows: pd.DataFrame, *sets: Clips | ImageSet) -> pd.DataFrame:
+    "The rows with what each item was cut from, a recording or a photograph, in the column `origin`: the bootstrap draws it whole. ValueError for an item of none of the sets."
+    known = {item: group for s in sets for item, group in zip(np.asarray(getattr(s, "items", range(len(s)))).tolist(), np.asarray(s.groups).tolist())}
+    items = rows["item"] % CLIP
+    if (strange := items[~items.isin(list(known))]).size: raise ValueError(f"items {strange.unique()[:5].tolist()} are in none of the sets: name the sets that were evaluated")
+    return rows.assign(origin=items.map(known))
 
 def truth_of(clips: Clips, picked: np.ndarray, domain: str = "log") -> tuple[Tensor, Tensor] | None:
     "Binary ground-truth masks and target stems of some scenes; None where the truth is unknown."
@@ -133,7 +140,7 @@ def evaluate_on(plan: Plan, model: AudioClassifier, methods: Sequence[Explainer]
     "Per-item rows of the methods on the picked clips, in the plan's precision, with the truth where it is known."
     with autocast(plan, model):
         rows = evaluate(model, list(methods), Part(clips, picked), forms_of(methods, protocol), reference, batch_size=plan.batch_size, seed=seed, truth=truth_of(clips, picked), progress=progress)
-    return rows.assign(seed=seed, clip=rows["item"] % CLIP)
+    return rows.assign(seed=seed)
 
 # %% ../nbs/83_evidence.ipynb #be5ab9e9
 def evaluate_two_events(plan: Plan, model: AudioClassifier, conditional: LMAC, seed: int = 7) -> pd.DataFrame:
@@ -147,7 +154,7 @@ def evaluate_two_events(plan: Plan, model: AudioClassifier, conditional: LMAC, s
         truth = truth_masks((stem, mixture - stem), Spectrogram(), domain="log")[1], stem
         for method, (explainer, other) in ask.items():
             with autocast(plan, model): rows = evaluate(model, explainer, mixture, "soft", conditional, batch_size=plan.batch_size, target=labels[:, (k + other) % 2], truth=truth)
-            frames.append(rows.assign(method=method, clip=rows.item, item=2 * rows.item + k))
+            frames.append(rows.assign(method=method, origin=rows.item, item=2 * rows.item + k))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/83_evidence.ipynb #e0a351f9
@@ -196,7 +203,7 @@ def cell_rows(plan: Plan, root: Path, model: AudioClassifier, sets: Sets, condit
         return evaluate_on(plan, model, methods, reference, clips, picked if group == "main" else some, condition.protocol, seed)
     measure = insertion_deletion if group == "areas" else faithfulness_curve
     with autocast(plan, model): rows = measure(model, curve_methods(plan, root, model, seed), Part(clips, some), batch_size=plan.batch_size, seed=seed)
-    return rows.assign(seed=seed, clip=rows["item"] % CLIP, **({"form": "soft"} if group == "areas" else {}))
+    return rows.assign(seed=seed, **({"form": "soft"} if group == "areas" else {}))
 
 # %% ../nbs/83_evidence.ipynb #347a227c
 def groups_of(plan: Plan, condition: Condition, seed: int) -> list[str]:
@@ -222,10 +229,11 @@ def evaluate_stage(plan: Plan, preset: str, root: str | Path, folder: str | Path
             for seed, group in [(s, g) for s in plan.seeds for g in groups_of(plan, condition, s)]:
                 rows = stored(folder / "parts" / f"{condition.name}-{seed}-{group}.parquet", cell_key(plan, root, seed, group), lambda: cell_rows(plan, root, model, sets, condition, seed, group).assign(**cell))
                 tables["curve" if group == "curve" else "per_item"].append(rows)
-        if only: facts["unfinished"] = True; return pd.concat(tables["per_item"], ignore_index=True)
-        if plan.dataset == "scenes": tables["two_events"] = [evaluate_two_events(plan, model, LMAC.from_pretrained(root / "conditional", model)).assign(preset=preset, dataset=plan.dataset)]
-        for name, parts in tables.items(): write_table(pd.concat(parts, ignore_index=True), folder / f"{name}.parquet")
-    return pd.concat(tables["per_item"], ignore_index=True)
+        tables = {name: by_origin(pd.concat(parts, ignore_index=True), sets.valid, sets.test) for name, parts in tables.items() if parts}
+        if only: facts["unfinished"] = True; return tables["per_item"]
+        if plan.dataset == "scenes": tables["two_events"] = evaluate_two_events(plan, model, LMAC.from_pretrained(root / "conditional", model)).assign(preset=preset, dataset=plan.dataset)
+        for name, rows in tables.items(): write_table(rows, folder / f"{name}.parquet")
+    return tables["per_item"]
 
 # %% ../nbs/83_evidence.ipynb #a7b9d7ff
 def ablation_rows(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
@@ -262,9 +270,9 @@ def sweep_stage(plan: Plan, preset: str, root: str | Path, folder: str | Path, d
                 with autocast(plan, model): return evaluate(model, methods, Part(condition_clips(sets, condition), picked), ("soft", "topk"), methods[0], batch_size=plan.batch_size, seed=seed)
             cell = dict(preset=preset, protocol="corrected", dataset=plan.dataset, condition=condition.kind, snr_db=condition.snr_db, split=split_name(plan, "test"), seed=seed)
             tables.append(stored(folder / "parts" / f"{condition.name}.parquet", evaluation_key(plan, root, models_of(plan, seed), plan.evidence.sweep_items), lambda: rows().assign(**cell)))
-        facts["unfinished"] = bool(only)
-        if not only: write_table(pd.concat(tables, ignore_index=True), folder / "sweep.parquet")
-    return pd.concat(tables, ignore_index=True)
+        rows, facts["unfinished"] = by_origin(pd.concat(tables, ignore_index=True), sets.test), bool(only)
+        if not only: write_table(rows, folder / "sweep.parquet")
+    return rows
 
 # %% ../nbs/83_evidence.ipynb #8fb4b8f3
 def refitted(plan: Plan, sets: Sets, folder: Path, device: torch.device, steps: Sequence[str]) -> Callable[[AudioClassifier, str], LMAC | None]:
@@ -293,7 +301,7 @@ def randomisation_stage(plan: Plan, preset: str, root: str | Path, folder: str |
     with manifest(folder, dev, stage="randomisation", preset=preset, plan=asdict(plan), data=sets.digest, classifier=model.fingerprint()), autocast(plan, model):
         rows = stored(folder / "parts" / "rows.parquet", evaluation_key(plan, root, [*models_of(plan, seed), *models_of(plan, seed, "slow"), *(f"lmac-{s}" for s in plan.seeds[1:])], plan.evidence),
                       lambda: randomisation(model, methods, part, plan.classifier.seed, None, refit, seeds, plan.batch_size).assign(**cell))
-        rows = rows[rows["method"].isin([m.name for m in methods])]
+        rows = by_origin(rows[rows["method"].isin([m.name for m in methods])], sets.test)
         write_table(rows, folder / "randomisation.parquet")
     return rows
 
@@ -315,6 +323,6 @@ def roar_stage(plan: Plan, preset: str, root: str | Path, folder: str | Path, de
             for fraction in ask.roar_fractions if method else (0.0,):
                 make = lambda: arm(removed() if method else None, fraction).assign(method=name, **cell)
                 tables.append(stored(folder / "parts" / f"{name.replace(' ', '_')}-{fraction:g}.parquet", evaluation_key(plan, root, ["classifier", f"lmac-{seed}"], ask.roar), make))
-        facts["unfinished"] = bool(only)
-        if not only: write_table(pd.concat(tables, ignore_index=True), folder / "roar.parquet")
-    return pd.concat(tables, ignore_index=True)
+        rows, facts["unfinished"] = by_origin(pd.concat(tables, ignore_index=True), sets.test), bool(only)
+        if not only: write_table(rows, folder / "roar.parquet")
+    return rows

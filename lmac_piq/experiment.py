@@ -122,6 +122,10 @@ class Clips:
     classes: list[str]
     items: np.ndarray                      # [N] identity of each clip in its data set
     stems: tuple[Tensor, Tensor] | None = None  # (target, rest) [N, T], scenes only
+    groups: np.ndarray | None = None            # [N] what a clip was cut from; default: its item
+
+    def __post_init__(self) -> None:
+        if self.groups is None: self.groups = self.items
 
     def __len__(self) -> int: return len(self.labels)
     def __getitem__(self, i: Sequence[int]) -> Batch:
@@ -149,7 +153,7 @@ def _made_scenes(n: int, seconds: float, seed: int, two_events: bool | str) -> t
 def esc50_clips(data: ESC50, *folds: int) -> Clips:
     "Folds of ESC-50."
     items = data.fold_items(*folds)
-    return Clips(lambda i: data[items[i]], torch.as_tensor(data.targets[items]).long(), data.classes, items)
+    return Clips(lambda i: data[items[i]], torch.as_tensor(data.targets[items]).long(), data.classes, items, groups=data.table.src_file.to_numpy()[items])
 
 # %% ../nbs/80_experiment.ipynb #d57524a3
 @dataclass

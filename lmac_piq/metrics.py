@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .classifier import Explainable, Representation
 from .data import Batch
 from .explanation import Explainer, Explanation, Remembered, drop, explain, frozen, keep
-from .stats import bootstrap_ci, cell_columns, over_seeds
+from .stats import bootstrap_ci, cell_columns, cluster_column, over_seeds
 
 # %% ../nbs/60_metrics.ipynb #71a9e4d4
 def _at(p: Tensor, target: Tensor) -> Tensor:
@@ -512,11 +512,11 @@ def evaluate(model: Explainable,
 # %% ../nbs/60_metrics.ipynb #15514aad
 def summarise(frame: pd.DataFrame,              # tidy: item, metric, value, and other cell columns
               by: Sequence[str] | None = None,  # columns to keep apart; default the cell columns and the method
-              cluster: str = "item",            # column that names the clip
+              cluster: str | None = None,       # column that names what is drawn whole, default as `cluster_column` finds it
               **kw                              # n, level, seed, method of `bootstrap_ci`
              ) -> pd.DataFrame:                 # by, mean, low, high, n, undefined
-    "Mean, bootstrap interval by clip, count of defined and of undefined items of each cell; seeds are averaged within the item first."
-    cells = cell_columns(frame)
+    "Mean, bootstrap interval by cluster, count of defined and of undefined items of each cell; seeds are averaged within the item first."
+    cells, cluster = cell_columns(frame), cluster_column(frame, cluster)
     by = [c for c in ("method", *cells) if c in frame] if by is None else list(by)
     values = over_seeds(frame, [c for c in by if c != "method"], cluster)
     rows = []

@@ -28,7 +28,7 @@ from .listen import _FLOOR_DB, percent, relative_db, two_inks
 from .metrics import METRICS, summarise
 from .overlap import AGREEMENTS, overlap_differences, overlap_table, output_of
 from .piq import PIQ, code_patches
-from .report import _list, _one, _ordered, _p, _unit, panel_figure
+from .report import _drawn, _list, _one, _ordered, _p, _unit, panel_figure
 from .stats import compare
 from .style import bare, look
 from .training import seeded
@@ -279,7 +279,7 @@ def concept_table(rows: pd.DataFrame,                            # tidy: method,
                   reference: str = "PIQ, concept from annotator", # the method that all others are compared with
                   **kw                                            # n, level, seed, method of `bootstrap_ci`
                  ) -> pd.DataFrame:                               # method, object IoU, reference minus it, images, undefined, p (Holm)
-    "Mean object IoU and the paired difference of the reference from each method, with intervals by image; seeds are averaged within the image."
+    "Mean object IoU and the paired difference of the reference from each method, with intervals by what images were cut from; seeds are averaged within the image."
     _one(rows, "preset", "dataset", "split", "condition", "metric")
     means = _ordered(summarise(rows, ["method"], **kw), reference)
     d = _flipped(compare(rows, reference, [], **kw)).set_index("method")
@@ -288,7 +288,7 @@ def concept_table(rows: pd.DataFrame,                            # tidy: method,
     table = table.assign(**{"p (Holm)": means["method"].map(d["p_holm"]), "images": means["n"], "undefined": means["undefined"]})
     own = means.iloc[0]
     table.attrs["caption"] = [f"Mean intersection over union with the object of {own['n']} images, masks cut at one half, and paired differences; "
-                              f"{100 * kw.get('level', 0.95):g} % bootstrap intervals by image.",
+                              f"{100 * kw.get('level', 0.95):g} % bootstrap intervals by {_drawn(rows, None)}.",
                               *[_verdict(r) for r in d.reindex(means["method"].iloc[1:]).reset_index().to_dict("records")]]
     return table
 
@@ -301,7 +301,7 @@ def ablation_table(rows: pd.DataFrame,                    # tidy rows of `evalua
                    metrics: Sequence[str] = ABLATED,
                    **kw                                   # n, level, seed, method of `bootstrap_ci`
                   ) -> pd.DataFrame:                      # method, a column per metric with its interval, codes, in use (%), perplexity
-    "Means with intervals by item of every variant, beside the use of its codes; no codebook, no use."
+    "Means with intervals by cluster of every variant, beside the use of its codes; no codebook, no use."
     _one(rows, "preset", "dataset", "split", "condition", "protocol")
     part = rows[(rows["form"] == form) & rows["metric"].isin(metrics)] if "form" in rows else rows[rows["metric"].isin(metrics)]
     if part.empty: raise ValueError(f"no rows of {_list(metrics)} in the form {form!r}; there are {sorted(rows['metric'].unique())}")

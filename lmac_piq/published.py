@@ -86,7 +86,7 @@ def _metric(name: str, protocol: str) -> str:
 # %% ../nbs/82_published.ipynb #c47103ac
 def beside_published(rows: pd.DataFrame,          # tidy per-item table, both protocols
                  table: str = "in_domain",    # one of `SETTINGS`
-                 cluster: str = "item",
+                 cluster: str | None = None,
                  **kw                         # n, level, seed, method of `bootstrap_ci`
                 ) -> pd.DataFrame:            # metric, method, published, published corrected, ours published (low, high, n), ours corrected (low, high, n), remark
     "Published | published corrected | ours under the published protocol | ours corrected, per metric and method; `attrs['caption']` holds generated sentences."

@@ -30,7 +30,7 @@ from matplotlib.ticker import MaxNLocator
 from .explanation import Explanation
 from .listen import draw_spectrogram, relative_db, two_inks
 from .metrics import FORMS, METRICS, summarise
-from .stats import bootstrap_ci, compare, decidable, holm, over_seeds, paired_difference, seed_spread
+from .stats import bootstrap_ci, cluster_column, compare, decidable, holm, over_seeds, paired_difference, seed_spread
 from .style import BOUNDS, COLOURS, LOOKS, NULLS, TICKS, Look, bare, look
 from .training import atomic
 
@@ -136,11 +136,11 @@ def _best(values: pd.DataFrame, by: list[str], cluster: str, kw: dict) -> pd.Dat
 # %% ../nbs/81_report.ipynb #c0374401
 def main_table(frame: pd.DataFrame,         # tidy per-item table
                reference: str = "L-MAC",    # method that stands first and is compared in the caption
-               cluster: str = "item",       # column that names the clip
+               cluster: str | None = None,  # column that names what is drawn whole, default as `cluster_column` finds it
                **kw                         # n, level, seed, method of `bootstrap_ci`
               ) -> pd.DataFrame:            # block, method, items, seeds; AI, AI low, AI high, AI undefined, AI seed sd, AI best; the same for each metric
     "Mean and interval of every metric, one row per group and method; `attrs['caption']` holds generated sentences."
-    rows = reported(frame)
+    rows, cluster = reported(frame), cluster_column(frame, cluster)
     by = [*_blocks(rows), "metric"]
     values = over_seeds(rows, by, cluster)
     long = summarise(values, [*by, "method"], cluster, **kw).merge(_best(values, by, cluster, kw), "left", [*by, "method"])
@@ -200,10 +200,15 @@ def _counts(frame: pd.DataFrame) -> list[str]:
     return ["; ".join(parts) + "."]
 
 # %% ../nbs/81_report.ipynb #12cb304c
-def caption(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str = "item", **kw) -> list[str]:
+def _drawn(frame: pd.DataFrame, cluster: str | None) -> str:
+    "What intervals draw whole, and how many there are where they are fewer than the items."
+    name = cluster_column(frame, cluster); n = frame[name].nunique()
+    return "item" if n == frame["item"].nunique() else f"origin ({n} recordings, scenes or photographs)" if name == "origin" else name
+
+def caption(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str | None = None, **kw) -> list[str]:
     "Sentences that say what a table was computed from, and how the reference fares against the loudest bins: stars as in the whole `difference_table`."
     text = _counts(frame) + _classifier(frame)
-    text.append(f"Mean over items with its {100 * kw.get('level', 0.95):g} % bootstrap interval, drawn by {'clip' if cluster == 'item' else cluster}; "
+    text.append(f"Mean over items with its {100 * kw.get('level', 0.95):g} % bootstrap interval, drawn by {_drawn(frame, cluster)}; "
                 "seeds are averaged within the item.")
     text.append(f"Bold: better than every other method of its group by the paired interval. {_list(BOUNDS).capitalize()} are bounds of the scale and do not take part.")
     if {reference, "loudest bins"} <= set(frame["method"]):
@@ -229,8 +234,8 @@ def _digest(frame: pd.DataFrame) -> str:
     "What tells the columns and values of a frame from those of another."
     return hashlib.sha256(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes() + repr([*frame.dtypes.items()]).encode()).hexdigest()
 
-def difference_table(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str = "item", **kw) -> pd.DataFrame:
-    "Paired differences reference - method: block, method, metric, difference, low, high, n, undefined, unpaired, superiority, rank_biserial, p, p_holm, favours; intervals by clip."
+def difference_table(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str | None = None, **kw) -> pd.DataFrame:
+    "Paired differences reference - method: block, method, metric, difference, low, high, n, undefined, unpaired, superiority, rank_biserial, p, p_holm, favours; intervals by cluster."
     if "family" in kw: raise ValueError(f"family={kw['family']}: a report adjusts for all tests of its table; make a table of those that belong together, or use stats.compare")
     key = (_digest(frame), reference, cluster, *sorted(kw.items()))
     if (made := _LAST.get(key)) is None: made = _differences(frame, reference, cluster, **kw); _LAST.clear(); _LAST[key] = made
@@ -245,7 +250,7 @@ def _differences(frame: pd.DataFrame, reference: str, cluster: str, **kw) -> pd.
     tests = [c for c in ("superiority", "rank_biserial", "p", "p_holm") if c in d]
     table = _ordered(d, reference)[[*by[:-1], "method", "reference", "metric", "reference_mean", "mean", "difference", "low", "high", "n", "undefined", "unpaired", *tests, "favours"]]
     level = kw.get("level", 0.95)
-    table.attrs["caption"] = [f"{reference} minus method, paired by item, with {100 * level:g} % bootstrap intervals by clip, seeds averaged within the item. "
+    table.attrs["caption"] = [f"{reference} minus method, paired by item, with {100 * level:g} % bootstrap intervals by {_drawn(rows, cluster)}, seeds averaged within the item. "
                               f"▲ {reference} is better, ▼ it is worse, unmarked: not decided." + " * also after Holm's adjustment of the paired test, whose p is given." * ("p_holm" in table),
                               tally(table, level)]
     return table
@@ -300,7 +305,7 @@ def _p(value: float) -> str:
 # %% ../nbs/81_report.ipynb #bf189941
 def wins(frame: pd.DataFrame,                # tidy table, or what `difference_table` returned
          reference: str = "L-MAC",
-         cluster: str = "item",
+         cluster: str | None = None,
          without: Sequence[str] = BOUNDS,    # methods left out
          **kw) -> list[str]:
     "A sentence per paired comparison: what the reference wins, then what it loses, then what is not decided, and the tally. Who beats another does so by the adjusted test too."
@@ -523,10 +528,10 @@ def _mark_better(ax: Axes, better: int) -> None:
 
 # %% ../nbs/81_report.ipynb #323ac284
 def curve_figure(curve: pd.DataFrame,       # method, seed, item, area (share), metric, value; block columns where several are to be drawn
-                 cluster: str = "item",
+                 cluster: str | None = None,
                  without: Sequence[str] = BOUNDS,
                  **kw) -> Figure:
-    "FF and p_kept against the area of the mask, with bootstrap bands by clip."
+    "FF and p_kept against the area of the mask, with bootstrap bands by cluster."
     keys = [c for c in _blocks(curve) if c != "form"]
     rows = summarise(curve[~curve["method"].isin(without)].drop(columns="form", errors="ignore"), [*keys, "area", "metric", "method"], cluster, **kw)
     rows = _ordered(rows, "L-MAC")
@@ -557,8 +562,8 @@ def _percent_axis(ax: Axes, areas: Sequence[float], labelled: bool) -> None:
     if labelled: ax.set_xlabel("area of the mask (% of the bins)", fontsize=8)
 
 # %% ../nbs/81_report.ipynb #87e180e9
-def localisation_figure(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str = "item", without: Sequence[str] = ("all zeros",), **kw) -> Figure:
-    "Average precision, IoU and SI-SDR improvement of every method, means with intervals by clip."
+def localisation_figure(frame: pd.DataFrame, reference: str = "L-MAC", cluster: str | None = None, without: Sequence[str] = ("all zeros",), **kw) -> Figure:
+    "Average precision, IoU and SI-SDR improvement of every method, means with intervals by cluster."
     rows = reported(frame)
     rows = rows[rows["metric"].isin(["ap", "iou", "si_sdr_improvement"]) & ~rows["method"].isin(without)]
     if rows.empty: raise ValueError("the table has none of ap, iou, si_sdr_improvement: they need scenes, where the true mask is known")
@@ -582,8 +587,8 @@ def _one(rows: pd.DataFrame, *columns: str) -> None:
 def sweep_figure(rows: pd.DataFrame,                                           # tidy: condition (contaminant), snr_db, method, item, metric, value
                  metrics: Sequence[str] = ("AI", "AD", "FF", "Fid-In"),        # a row of panels each
                  form: str | None = None,                                      # default the only one, or soft
-                 cluster: str = "item", without: Sequence[str] = BOUNDS, **kw) -> Figure:
-    "Metrics against the SNR of the contaminant with intervals by clip: a column of panels per contaminant, a row per metric, a line per method."
+                 cluster: str | None = None, without: Sequence[str] = BOUNDS, **kw) -> Figure:
+    "Metrics against the SNR of the contaminant with intervals by cluster: a column of panels per contaminant, a row per metric, a line per method."
     _one(rows, "protocol", "dataset", "split")
     rows = rows[~rows["method"].isin(without) & rows["metric"].isin(metrics) & rows["snr_db"].notna()]
     forms = list(rows["form"].unique()) if "form" in rows else []
@@ -618,8 +623,8 @@ def _names(figure: Figure, axes: np.ndarray, columns: int = 4) -> None:
 _VARIANT_DASH = {"": "-", "kept": "-", "retrained": "--"}
 
 def randomisation_figure(rows: pd.DataFrame,  # of `sanity.randomisation`
-                         cluster: str = "item", **kw) -> Figure:
-    "SSIM and Spearman correlation against the depth of the randomisation, with intervals by clip: a line per method and variant."
+                         cluster: str | None = None, **kw) -> Figure:
+    "SSIM and Spearman correlation against the depth of the randomisation, with intervals by cluster: a line per method and variant."
     names = {"ssim": "SSIM of the masks", "spearman": "rank correlation of the bins"}
     means = _ordered(summarise(rows.assign(variant=rows["variant"].astype(str)), ["metric", "method", "variant", "layer", "depth"], cluster, **kw), "L-MAC")
     steps = means[means["depth"] > 0].drop_duplicates("depth").sort_values("depth")
@@ -641,8 +646,8 @@ def randomisation_figure(rows: pd.DataFrame,  # of `sanity.randomisation`
 # %% ../nbs/81_report.ipynb #dae04bbb
 def roar_figure(rows: pd.DataFrame,          # of `sanity.roar`
                 metric: str = "correct",     # or "correct before retraining"
-                cluster: str = "item", **kw) -> Figure:
-    "Accuracy against the share of bins removed, and its paired difference from the random arm, with intervals by clip."
+                cluster: str | None = None, **kw) -> Figure:
+    "Accuracy against the share of bins removed, and its paired difference from the random arm, with intervals by cluster."
     rows = rows[rows["metric"] == metric].assign(value=lambda r: 100 * r["value"])
     if rows.empty: raise ValueError(f"the rows have no metric {metric!r}: they come from `sanity.roar`")
     arms = _ordered(summarise(rows, ["method", "fraction"], cluster, **kw), "L-MAC")
@@ -662,7 +667,7 @@ def roar_figure(rows: pd.DataFrame,          # of `sanity.roar`
 TRUTHS = ("ap", "iou", "si_sdr_improvement")
 ASKED = ("FF", "AI", "AD", "AG", "Fid-In", "insertion", "deletion")   # metrics that ask the classifier
 
-def _clips_by_method(rows: pd.DataFrame, form: str, cluster: str, without: Sequence[str]) -> pd.DataFrame:
+def _clips_by_method(rows: pd.DataFrame, form: str, cluster: str | None, without: Sequence[str]) -> pd.DataFrame:
     "Signed so that higher is better: a row per clip, a column per (metric, method), on the clips that all methods have."
     rows = rows[rows["metric"].isin([m for m in (*TRUTHS, *ASKED) if m in METRICS]) & ~rows["method"].isin([*BOUNDS, *without])]
     if "protocol" in rows: rows = rows[rows["protocol"] == "corrected"]
@@ -672,6 +677,7 @@ def _clips_by_method(rows: pd.DataFrame, form: str, cluster: str, without: Seque
         rows = rows[(rows["form"] == form) | (rows["metric"].isin(only_soft) & (rows["form"] == "soft"))]
     if not set(TRUTHS) & set(rows["metric"]) or not set(ASKED) & set(rows["metric"]):
         raise ValueError(f"ranks need a metric of the truth ({_list(TRUTHS)}) and one that asks the classifier; the table has {sorted(rows['metric'].unique())} in the form {form!r}")
+    cluster = cluster_column(rows, cluster)
     values = over_seeds(rows, ["metric"], cluster).groupby([cluster, "metric", "method"], observed=True)["value"].mean()
     wide = values.unstack(["metric", "method"]) * 1.0
     wide = wide.loc[wide.notna().T.groupby(level="method").any().all()]
@@ -699,7 +705,7 @@ def _rank_correlations(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.nda
 
 # %% ../nbs/81_report.ipynb #ea88ac2c
 def rank_agreement(rows: pd.DataFrame,      # tidy per-item table of scenes, one condition
-                   form: str = "soft", cluster: str = "item", n: int = 2000, level: float = 0.95, seed: int = 0
+                   form: str = "soft", cluster: str | None = None, n: int = 2000, level: float = 0.95, seed: int = 0
                   ) -> pd.DataFrame:        # truth, metric, methods, count, clips; kendall, spearman, each with low and high; kendall p
     "Rank correlation over methods between each metric that asks the classifier and each metric of the truth, with the nulls and without; `attrs['caption']` says what it comes to."
     found = []
@@ -742,7 +748,7 @@ def _label(metric: str) -> str:
     return CARD[metric].label if metric in CARD else metric
 
 # %% ../nbs/81_report.ipynb #af92b391
-def rank_table(rows: pd.DataFrame, form: str = "soft", cluster: str = "item") -> pd.DataFrame:
+def rank_table(rows: pd.DataFrame, form: str = "soft", cluster: str | None = None) -> pd.DataFrame:
     "Rank of each method by each metric of the truth and by each that asks the classifier (1 = best), in the order of the first; bounds left out."
     wide = _clips_by_method(rows, form, cluster, ())
     metrics = [m for m in (*TRUTHS, *ASKED) if m in wide.columns.unique("metric")]
@@ -752,7 +758,7 @@ def rank_table(rows: pd.DataFrame, form: str = "soft", cluster: str = "item") ->
                               f"{_list(METRICS[m].meaning for m in metrics if m in TRUTHS).capitalize()}: against the truth; the others ask the classifier."]
     return table
 
-def agreement_figure(rows: pd.DataFrame, truth: str = "ap", form: str = "soft", cluster: str = "item", columns: int = 4, **kw) -> Figure:
+def agreement_figure(rows: pd.DataFrame, truth: str = "ap", form: str = "soft", cluster: str | None = None, columns: int = 4, **kw) -> Figure:
     "A panel per metric that asks the classifier: its mean against the truth's, a mark with both intervals per method, Kendall's tau with and without nulls above."
     wide = _clips_by_method(rows, form, cluster, ())
     metrics, taus = [m for m in ASKED if m in wide.columns.unique("metric")], rank_agreement(rows, form, cluster).set_index(["truth", "metric", "methods"])["kendall"]

@@ -28,7 +28,7 @@ from .data import Batch, batches
 from .explanation import Attribution, Explainer, drop, frozen
 from .lmac import model_fingerprint
 from .spectral import full_precision
-from .stats import paired_difference
+from .stats import cluster_column, paired_difference
 from .training import FitConfig, fit, seeded
 
 # %% ../nbs/61_sanity.ipynb #441ae5f5
@@ -406,11 +406,12 @@ def against_random(rows: pd.DataFrame,          # from `roar`
                   ) -> pd.DataFrame:            # method, fraction, accuracy, random, mean, low, high, n
     "Accuracy of each arm and its paired difference from the random arm, seeds averaged within the item; below zero = the method finds what matters."
     items = rows[rows.metric == metric].groupby(["method", "fraction", "item"]).value.mean()
+    drawn = rows.drop_duplicates("item").set_index("item", drop=False)[cluster_column(rows)]
     if "random bins" not in items.index.unique("method"): raise ValueError("these rows have no random arm: run roar with controls=True")
     out = []
     for (method, fraction), own in items.groupby(level=["method", "fraction"], sort=False):
         if method in ("random bins", "nothing removed"): continue
         own, random = own.droplevel([0, 1]), items["random bins", fraction]
-        difference = paired_difference(own.to_numpy(), random.reindex(own.index).to_numpy(), **kw)
+        difference = paired_difference(own.to_numpy(), random.reindex(own.index).to_numpy(), drawn.reindex(own.index).to_numpy(), **kw)
         out.append(dict(method=method, fraction=fraction, accuracy=own.mean(), random=random.mean()) | {k: difference[k] for k in ("mean", "low", "high", "n")})
     return pd.DataFrame(out)

@@ -6,7 +6,9 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_hex
 
 from lmac_piq.classifier import AudioClassifier
-from lmac_piq.experiment import publish
+from lmac_piq.data import ESC50, image_set
+from lmac_piq.evidence import by_origin
+from lmac_piq.experiment import esc50_clips, publish
 from lmac_piq.explanation import Attribution, explain
 from lmac_piq.metrics import METRICS
 from scipy.stats import kendalltau
@@ -370,6 +372,15 @@ def test_two_events_of_a_scene_are_one_clip(tmp_path):
     assert list(made["iou"]) == sorted(made["iou"], reverse=True) and f"soft masks · {N} items" in text and "drawn by clip" in text
     assert look("asked for this event").colour != look("asked for the other event").colour
     assert len(forest_figure(difference_table(frame, "asked for this event", cluster="clip")).axes) == 1
+
+def test_clips_of_one_recording_and_crops_of_one_photograph_are_drawn_together(real_data):
+    "The fifth fold of ESC-50 has 310 recordings (counted from its table), the 155 test crops come from 121 photographs; the tables say so"
+    fold = pd.read_csv(real_data("esc50") / "esc50.csv").query("fold == 5"); clips = esc50_clips(ESC50(real_data("esc50"), progress=False), 5)
+    table = by_origin(pd.DataFrame(dict(item=np.tile(clips.items, 2), method=np.repeat(["L-MAC", "loudest bins"], 400), protocol="corrected", form="soft", metric="FF", value=np.arange(800.0))), clips)
+    assert table["origin"].iloc[:400].tolist() == fold["src_file"].tolist() and table["origin"].nunique() == 310
+    assert all("310 recordings" in " ".join(t.attrs["caption"]) for t in (main_table(table, n=50), difference_table(table, n=50)))
+    crops = image_set("ccp_crops", "test", real_data("ccp_crops"))
+    assert by_origin(pd.DataFrame(dict(item=np.arange(155))), crops)["origin"].nunique() == pd.read_csv(real_data("ccp_crops") / "crops.csv").query("split == 'test'")["photo"].nunique() == 121
 
 # ---- what is published
 

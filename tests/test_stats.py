@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats as ss
 
+from lmac_piq.metrics import summarise
 from lmac_piq.stats import (Interval, bootstrap_ci, cell_columns, compare, decidable, holm, over_seeds, paired_difference, paired_test,
                             probability_of_superiority, rank_biserial, seed_spread)
 
@@ -123,6 +124,15 @@ def test_compare_averages_seeds_pairs_items_and_counts():
     hole.loc[(hole["method"] == "lmac") & (hole["seed"] == 1) & (hole["item"] == 5), "value"] = np.nan
     assert (compare(hole)["undefined"] == 1).all() and (compare(hole)["n"] == 59).all()
     assert np.isclose(compare(frame.sample(frac=1, random_state=0)).set_index("form").loc["soft", "difference"], row["difference"])
+
+
+def test_what_items_were_cut_from_is_drawn_whole_unless_told_otherwise():
+    "A table that names origins is resampled by them: every item twice says no more than once"
+    once = tidy().assign(origin=lambda t: t["item"])
+    twice = pd.concat([once, once.assign(item=once["item"] + 1000)])
+    for make in (lambda t, **kw: compare(t, n=300, **kw).drop(columns=["n", "unpaired"]), lambda t, **kw: summarise(t, n=300, **kw).drop(columns="n")):
+        pd.testing.assert_frame_equal(make(twice), make(once))
+        own = make(twice, cluster="item"); assert ((own["high"] - own["low"]) < 0.85 * (make(once)["high"] - make(once)["low"])).all()
 
 
 def test_compare_clusters_by_clip_and_survives_cells_without_reference():
