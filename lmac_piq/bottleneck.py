@@ -127,7 +127,7 @@ PIQ_PRESETS: dict[str, dict[str, PIQPlan]] = {
              "scenes": PIQPlan("scenes", sound=Plan(train_items=48, test_items=10, width=0.0625, network="conv2d", pool=2, decoder_width=8, components=8, classifier=_fit(1), lmac=_fit(1), l2i=_fit(1)), **(_ear | dict(dim=16, rows=30, ratios=(0.0, 6.0))),
                                piq=_fit(1), seeds=(0,), variants=("piq", "no-partition", "no-codebook"), items=10, slow_items=2, pairs=2)},
     "smoke": {"digits": PIQPlan(seeds=(0,), variants=("piq", "no-codebook", "no-partition", "rows-quarter", "gradient"), items=100, slow_items=20, pairs=60, ratios=(0.2, 0.5, 0.8)),
-              "shapes": PIQPlan(**_shapes, train_items=900, classifier=_fit(12, clip=5.0), piq=_fit(5), lmac=_fit(2), annotator=_fit(4), seeds=(0,), variants=("piq", "no-partition", "concept-annotator"), items=60, slow_items=12, pairs=30, ratios=(0.5,)),
+              "shapes": PIQPlan(**_shapes, train_items=900, classifier=_fit(40, clip=5.0), piq=_fit(5), lmac=_fit(2), annotator=_fit(4), seeds=(0,), variants=("piq", "no-partition", "concept-annotator"), items=60, slow_items=12, pairs=30, ratios=(0.5,)),
               "scenes": PIQPlan("scenes", sound=Plan(train_items=480, test_items=50, width=0.125, decoder_width=24, components=24, **_conv, classifier=_fit(12, **_adamw), lmac=_fit(2, clip=5.0), l2i=_fit(2, clip=5.0)), **(_ear | dict(dim=32, rows=200, ratios=(0.0, 6.0))),
                                 piq=_fit(8), seeds=(0,), variants=("piq", "no-partition", "no-codebook"), items=50, slow_items=10, pairs=30)},
     "cpu": {"mnist": PIQPlan("mnist", interpreter_items=10000, classifier=_fit(3, 2e-3), piq=_fit(5, 2e-3), variants=MAIN + ABLATION),
