@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from .audio import temporary_name
+
 # %% ../nbs/14_training.ipynb #f8c50fcd
 @dataclass(frozen=True)
 class FitConfig:
@@ -92,7 +94,7 @@ _kept = ContextVar("kept", default=True)      # False inside `first_writes`, on 
 def atomic(path: str | Path) -> Iterator[Path]:
     "A temporary sibling of `path`, renamed to it if the block succeeds and removed if it does not."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part = temporary_name(path)
     try:
         yield part
         if _kept.get(): os.replace(part, path)

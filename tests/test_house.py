@@ -23,7 +23,7 @@ FLOORS = [  # a module imports only from floors below its own
     {"cli", "scale"},
     {"all"},
 ]
-BESIDE = {("baselines", "metrics"), ("decoder", "spectral"), ("l2i", "lmac"), ("piq", "lmac"), ("l2i", "piq"), ("published", "report"), ("piq_report", "report"), ("explorer", "codes")}  # (importer, imported) on one floor, each a decision: the light decoder draws on the mel grid
+BESIDE = {("baselines", "metrics"), ("decoder", "spectral"), ("l2i", "lmac"), ("piq", "lmac"), ("l2i", "piq"), ("published", "report"), ("piq_report", "report"), ("explorer", "codes"), ("training", "audio")}  # (importer, imported) on one floor, each a decision: the light decoder draws on the mel grid, and every file has one kind of temporary name
 FLOOR = {module: number for number, modules in enumerate(FLOORS, 1) for module in modules}
 MODULES = {path.stem: path for path in sorted((ROOT/"lmac_piq").glob("[!_]*.py"))}
 
